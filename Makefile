@@ -1,0 +1,49 @@
+# `make` alone lists the targets. The system's Node only runs npm: everything else runs on Node 24, which comes
+# with the npm package `node`.
+
+SYSTEM_PATH := $(PATH)
+export PATH := $(CURDIR)/node_modules/node/bin:$(CURDIR)/node_modules/.bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help install packages demo test test-unit check format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: node_modules/.installed packages ## install what is missing: npm packages, Debian packages, Node 24
+
+demo: install ## publish an image of Debian, python3 and numpy to IPFS and run it lazily
+	@node test/support/remove-leftovers.ts
+	@node test/demo/demo.ts $(DEMO_FLAGS)
+
+test: install ## run every test; as root, against a real containerd
+	@node test/support/remove-leftovers.ts
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
+
+test-unit: node_modules/.installed ## run the tests that need no containerd
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' $(TEST_FLAGS)
+
+check: node_modules/.installed ## check types, lint and format
+	@npm run --silent check
+
+format: node_modules/.installed ## mend format and order of imports
+	@npm run --silent format
+
+bench: install ## measure, and print each figure beside its limit
+	@node test/support/remove-leftovers.ts
+	@node test/bench/bench.ts
+
+clean: ## remove what was built and what an interrupted run left behind; keeps node_modules
+	@if [ -d node_modules ]; then node test/support/remove-leftovers.ts; fi
+	@rm -rf build
+
+# npm removes node_modules, and with it Node 24 and this mark, whenever it installs anew.
+node_modules/.installed: export PATH := $(SYSTEM_PATH)
+node_modules/.installed: package.json package-lock.json test/support/install/npm.sh
+	@test/support/install/npm.sh
+	@touch $@
+
+# Asks dpkg every time, in a tenth of a second: the machine may have changed since.
+packages:
+	@test/support/install/packages.sh
+	@test/support/install/unpack.sh build/debian
