@@ -1,0 +1,58 @@
+import type { handleServerStreamingCall, handleUnaryCall, ServiceDefinition } from '@grpc/grpc-js'
+import type { MethodDefinition } from '@grpc/proto-loader'
+
+/** A gRPC service as loaded from its .proto file, with the types generated from the same file. */
+export type Contract<Definition extends ServiceDefinition, Handlers> = {
+  readonly definition: Definition
+  /** Never set: it carries the messages' types. */
+  readonly handlers?: Handlers
+}
+
+/** What a method is told about the call beside its request. */
+export type Call = {
+  /** Aborts when the caller cancels, goes away or runs out of time, and when the server gives up waiting. */
+  readonly signal: AbortSignal
+}
+
+/** The methods that implement a service: a promise for an answer, an async iterable for a stream of them. */
+export type Methods<Handlers> = {
+  readonly [Name in keyof Handlers as string extends Name
+    ? never
+    : Name]: Handlers[Name] extends handleServerStreamingCall<infer Request, infer Response>
+    ? (request: Request, call: Call) => AsyncIterable<Response>
+    : Handlers[Name] extends handleUnaryCall<infer Request, infer Response>
+      ? (request: Request, call: Call) => Promise<Response>
+      : never
+}
+
+/** The same methods as a client calls them. */
+export type Calls<Definition, Handlers> = {
+  readonly [Name in keyof Definition as string extends Name
+    ? never
+    : Name]: Definition[Name] extends MethodDefinition<
+    infer Request,
+    infer _Response,
+    infer _Received,
+    infer Response
+  >
+    ? Handlers[Name & keyof Handlers] extends handleServerStreamingCall<infer _Asked, infer _Sent>
+      ? (request: Request, call: Call) => AsyncIterable<Response>
+      : (request: Request, call: Call) => Promise<Response>
+    : never
+}
+
+/** A service ready to be served; its message types are checked and forgotten. */
+export type Service = {
+  readonly definition: ServiceDefinition
+  readonly methods: Readonly<
+    Record<string, (request: never, call: Call) => Promise<unknown> | AsyncIterable<unknown>>
+  >
+}
+
+/** Binds methods to the contract that they implement. */
+export function implement<Definition extends ServiceDefinition, Handlers>(
+  contract: Contract<Definition, Handlers>,
+  methods: Methods<Handlers>,
+): Service {
+  return { definition: contract.definition, methods: methods as Service['methods'] }
+}

@@ -1,0 +1,54 @@
+import { loadPackageDefinition } from '@grpc/grpc-js'
+import { loadSync } from '@grpc/proto-loader'
+import type { Contract } from './contract.ts'
+import type { ProtoGrpcType as AgentFile } from './types/agent.ts'
+import type {
+  SnapshotsDefinition,
+  SnapshotsHandlers,
+} from './types/containerd/services/snapshots/v1/Snapshots.ts'
+import type { ProtoGrpcType as CriFile } from './types/cri.ts'
+import type { AgentDefinition, AgentHandlers } from './types/ipdr/v1/Agent.ts'
+import type {
+  ImageServiceDefinition,
+  ImageServiceHandlers,
+} from './types/runtime/v1/ImageService.ts'
+import type {
+  RuntimeServiceDefinition,
+  RuntimeServiceHandlers,
+} from './types/runtime/v1/RuntimeService.ts'
+import type { ProtoGrpcType as SnapshotsFile } from './types/snapshots.ts'
+
+// Each function reads its .proto file, a few ms: call it where a service or client is made, and keep the result.
+
+/** containerd.services.snapshots.v1.Snapshots */
+export function snapshotsContract(): Contract<SnapshotsDefinition, SnapshotsHandlers> {
+  const file = load('containerd/snapshots.proto') as SnapshotsFile
+  return { definition: file.containerd.services.snapshots.v1.Snapshots.service }
+}
+
+/** ipdr.v1.Agent */
+export function agentContract(): Contract<AgentDefinition, AgentHandlers> {
+  return { definition: (load('ipdr/agent.proto') as AgentFile).ipdr.v1.Agent.service }
+}
+
+/** runtime.v1.RuntimeService: the pods and containers of CRI. */
+export function criRuntimeContract(): Contract<RuntimeServiceDefinition, RuntimeServiceHandlers> {
+  return { definition: (load('cri.proto') as CriFile).runtime.v1.RuntimeService.service }
+}
+
+/** runtime.v1.ImageService: the images of CRI. */
+export function criImageContract(): Contract<ImageServiceDefinition, ImageServiceHandlers> {
+  return { definition: (load('cri.proto') as CriFile).runtime.v1.ImageService.service }
+}
+
+/** The file's packages, by the options that the types in types/ were generated for. */
+function load(path: string): unknown {
+  const definition = loadSync(path, {
+    includeDirs: [import.meta.dirname],
+    longs: String,
+    enums: String,
+    defaults: true,
+    oneofs: true,
+  })
+  return loadPackageDefinition(definition)
+}

@@ -1,0 +1,10 @@
+// Original file: proto/containerd/content.proto
+
+
+export interface InfoRequest {
+  'digest'?: (string);
+}
+
+export interface InfoRequest__Output {
+  'digest': (string);
+}

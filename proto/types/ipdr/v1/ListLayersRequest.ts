@@ -1,0 +1,8 @@
+// Original file: proto/ipdr/agent.proto
+
+
+export interface ListLayersRequest {
+}
+
+export interface ListLayersRequest__Output {
+}
