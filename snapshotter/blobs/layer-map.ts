@@ -1,0 +1,21 @@
+import type { ByteRange } from '../byte-range.ts'
+
+/**
+ * How the layer file (the uncompressed tar) is made from the blob (what IPFS holds), unit by unit.
+ * A unit is the smallest part that can be fetched and decoded alone: an IPFS leaf of a plain tar, the zstd frames of
+ * one leaf, the span between two checkpoints of a gzip seek index. Units cover the layer file without gap or overlap.
+ */
+export interface LayerMap {
+  /** Bytes of the layer file. */
+  readonly layerSize: number
+  /** Bytes of the blob. */
+  readonly blobSize: number
+  /** Where units start in the layer file, ascending, with `layerSize` as last element: unit i is [starts[i], starts[i+1]). */
+  readonly starts: Float64Array
+  /** The blob bytes that unit `unit` is decoded from. */
+  blobRange(unit: number): ByteRange
+  /** Decodes a unit from exactly the bytes of its `blobRange`. Throws LayerError DATA_LOSS if they do not make it. */
+  decode(unit: number, blob: Uint8Array): Uint8Array
+  /** The map as bytes, for the disk; `readLayerMap` is the way back. */
+  toBytes(): Uint8Array
+}

@@ -1,0 +1,197 @@
+import type { Priority } from '../block-source.ts'
+import type { ByteRange } from '../byte-range.ts'
+import { LayerError } from '../errors.ts'
+import type { FetchQueue } from './fetch-queue.ts'
+import type { LayerFile } from './layer-file.ts'
+import type { UnitSource } from './layer-source.ts'
+import { unitAt, unitRange } from './shared-units.ts'
+
+/** Who reads and how urgent it is. */
+export type ReadRequest = {
+  readonly priority: Priority
+  readonly signal: AbortSignal
+  /** The process whose page fault it is. */
+  readonly pid?: number
+}
+
+/** A part of a unit that somebody in the foreground had to wait for. */
+export type WaitEvent = {
+  readonly inode: number
+  readonly unit: number
+  /** The bytes wanted of it, in the layer file. */
+  readonly offset: number
+  readonly length: number
+  /** Milliseconds since the epoch. */
+  readonly startedMs: number
+  readonly durationMs: number
+  readonly pid: number | undefined
+  /** Why it was not served; undefined if it was. */
+  readonly error: unknown
+}
+
+type Collaborators = {
+  readonly source: UnitSource
+  readonly queue: FetchQueue<Uint8Array>
+  readonly onWait: (event: WaitEvent) => void
+  /** Called with the bytes of each unit after it arrived. */
+  readonly onArrival: (layer: LazyLayer, bytes: number) => void
+}
+
+/** A layer that is read as if it were all here: what is missing is fetched, given to the reader, and kept. */
+export class LazyLayer implements AsyncDisposable {
+  readonly inode: number
+  readonly name: string
+  readonly file: LayerFile
+  readonly #source: UnitSource
+  readonly #queue: FetchQueue<Uint8Array>
+  readonly #onWait: (event: WaitEvent) => void
+  readonly #onArrival: (layer: LazyLayer, bytes: number) => void
+  readonly #closed = new AbortController()
+  #directMounts = 0
+
+  constructor(
+    { inode, name, file }: { inode: number; name: string; file: LayerFile },
+    { source, queue, onWait, onArrival }: Collaborators,
+  ) {
+    this.inode = inode
+    this.name = name
+    this.file = file
+    this.#source = source
+    this.#queue = queue
+    this.#onWait = onWait
+    this.#onArrival = onArrival
+  }
+
+  /** Whether the plain file is mounted, as far as we know: see `LayerFile.wasMounted` for what cannot be known. */
+  get isPinned(): boolean {
+    return this.#directMounts > 0
+  }
+
+  /**
+   * Keeps every unit here while the plain file is mounted. Once for each such mount; dispose after the unmount. Check
+   * that the file is complete before a new mount is made; one found at the start is pinned whatever is known of it.
+   */
+  pin(): Disposable {
+    this.file.noteMount()
+    this.#directMounts += 1
+    let pinned = true
+    return {
+      [Symbol.dispose]: () => {
+        if (pinned) this.#directMounts -= 1
+        pinned = false
+      },
+    }
+  }
+
+  /**
+   * All bytes of `range` of the layer file; the array belongs to the caller. Rejects with LayerError OUT_OF_RANGE if
+   * they are not in it, and with the BlockError or LayerError of a unit that cannot be had.
+   */
+  async read(range: ByteRange, request: ReadRequest): Promise<Buffer> {
+    const { layerSize } = this.file.map
+    if (range.start < 0 || range.end < range.start || range.end > layerSize) {
+      throw new LayerError(
+        'OUT_OF_RANGE',
+        `bytes ${range.start} to ${range.end} are not in layer ${this.name} of ${layerSize} bytes`,
+        { layer: this.name, start: range.start, end: range.end, layerSize },
+      )
+    }
+    // Not zeroed: every byte is written below. What is not touched yet, while the network is slow, takes no memory.
+    const bytes = Buffer.allocUnsafeSlow(range.end - range.start)
+    if (bytes.length === 0 || (await this.file.readPresent(range, bytes))) return bytes
+    for (let units = unitsOf(this.file, range); units.length > 0; ) {
+      const served = await Promise.all(
+        units.map((unit) => this.#readUnit(unit, range, bytes, request)),
+      )
+      // What was taken away while it was read is asked for again.
+      units = units.filter((_, index) => served[index] === false)
+    }
+    return bytes
+  }
+
+  /** Makes sure that a unit is here, unless the disk is full. Rejects as `read`. */
+  async fill(unit: number, request: ReadRequest): Promise<void> {
+    if (!this.file.has(unit)) await this.#fetch(unit, request)
+  }
+
+  /** Ends every read that still waits, makes durable what arrived, and closes the files. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closed.abort()
+    await this.file[Symbol.asyncDispose]()
+  }
+
+  /** Puts the unit's part of `range` into its place in `bytes`; false if it has to be tried again. */
+  async #readUnit(
+    unit: number,
+    range: ByteRange,
+    bytes: Buffer,
+    request: ReadRequest,
+  ): Promise<boolean> {
+    const whole = unitRange(this.file.map, unit)
+    const part = { start: Math.max(whole.start, range.start), end: Math.min(whole.end, range.end) }
+    const into = bytes.subarray(part.start - range.start, part.end - range.start)
+    if (this.file.has(unit)) return this.file.readPresent(part, into)
+    const fetched = await this.#fetchWatched(unit, part, request)
+    // From memory: on a full disk, or when the cache is too small for what is read, it may be gone from there.
+    into.set(fetched.subarray(part.start - whole.start, part.end - whole.start))
+    return true
+  }
+
+  async #fetchWatched(unit: number, part: ByteRange, request: ReadRequest): Promise<Uint8Array> {
+    if (request.priority !== 'foreground') return this.#fetch(unit, request)
+    const [startedMs, started] = [Date.now(), performance.now()]
+    const tell = (error: unknown): void =>
+      this.#onWait({
+        inode: this.inode,
+        unit,
+        offset: part.start,
+        length: part.end - part.start,
+        startedMs,
+        durationMs: performance.now() - started,
+        pid: request.pid,
+        error,
+      })
+    try {
+      const bytes = await this.#fetch(unit, request)
+      tell(undefined)
+      return bytes
+    } catch (error) {
+      tell(error)
+      throw error
+    }
+  }
+
+  #fetch(unit: number, { priority, signal }: ReadRequest): Promise<Uint8Array> {
+    return this.#queue.run(
+      `unit ${unit} of layer ${this.name}`,
+      priority,
+      async (turn) => {
+        const bytes = await this.#source.fetchUnit(unit, turn)
+        this.#checkLength(unit, bytes)
+        if (!this.#closed.signal.aborted) {
+          await this.file.keep(unit, bytes)
+          this.#onArrival(this, bytes.length)
+        }
+        return bytes
+      },
+      AbortSignal.any([signal, this.#closed.signal]),
+    )
+  }
+
+  #checkLength(unit: number, bytes: unknown): void {
+    const { start, end } = unitRange(this.file.map, unit)
+    if (bytes instanceof Uint8Array && bytes.length === end - start) return
+    const got = bytes instanceof Uint8Array ? `${bytes.length} bytes` : 'no bytes'
+    throw new LayerError(
+      'DATA_LOSS',
+      `unit ${unit} of layer ${this.name} came with ${got} instead of ${end - start}`,
+      { layer: this.name, unit, expected: end - start },
+    )
+  }
+}
+
+function unitsOf({ map }: LayerFile, range: ByteRange): number[] {
+  const first = unitAt(map, range.start)
+  const last = unitAt(map, range.end - 1)
+  return Array.from({ length: last - first + 1 }, (_, index) => first + index)
+}

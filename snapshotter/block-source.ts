@@ -1,0 +1,19 @@
+import type { CID } from 'multiformats/cid'
+
+/** Who waits for a block: a page fault or a pull, a prefetch list, or nobody. Lower ones yield to higher ones. */
+export type Priority = 'foreground' | 'prefetch' | 'background'
+
+export type BlockRequest = {
+  readonly priority: Priority
+  readonly signal: AbortSignal
+}
+
+/** Where IPFS blocks come from. The agent implements it with gateways and Helia; tests with a Map. */
+export interface BlockSource {
+  /**
+   * The bytes of one block, already verified against `cid`. The array belongs to the caller.
+   * Rejects with BlockError: NOT_FOUND (no provider has it), UNAVAILABLE (providers failed),
+   * DATA_LOSS (only wrong bytes were offered), DEADLINE_EXCEEDED or CANCELLED (`signal`).
+   */
+  get(cid: CID, request: BlockRequest): Promise<Uint8Array>
+}

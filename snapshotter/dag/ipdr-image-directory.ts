@@ -1,0 +1,56 @@
+import type { CID } from 'multiformats/cid'
+import type { BlockSource } from '../block-source.ts'
+import type { ImageDirectory, RegistryBlob } from '../registry-service.ts'
+import { type FoundManifest, IpdrImage } from './ipdr-image.ts'
+import type { UnixfsFile } from './unixfs-file.ts'
+
+/** Images and blobs kept open between requests: a pull asks for a blob in parts. 64 lists of 1,200 leaves are 3 MB. */
+const OPEN_MAX = 64
+
+/** The images that `blocks` leads to, for the registry. */
+export class IpdrImageDirectory implements ImageDirectory {
+  readonly #blocks: BlockSource
+  readonly #images = new Map<string, IpdrImage>()
+  readonly #blobs = new Map<string, UnixfsFile>()
+
+  constructor(blocks: BlockSource) {
+    this.#blocks = blocks
+  }
+
+  async manifest(root: CID, reference: string, signal: AbortSignal): Promise<FoundManifest> {
+    const image = await this.#image(root, signal)
+    return image.manifest(reference, { priority: 'foreground', signal })
+  }
+
+  async blob(root: CID, digest: string, signal: AbortSignal): Promise<RegistryBlob> {
+    const file = await recalled(this.#blobs, `${root.toString()}/${digest}`, async () => {
+      const image = await this.#image(root, signal)
+      return image.blob(digest, { priority: 'foreground', signal })
+    })
+    return {
+      size: file.size,
+      stream: (range, signal) => file.stream(range, { priority: 'foreground', signal }),
+    }
+  }
+
+  async tags(root: CID, signal: AbortSignal): Promise<readonly string[]> {
+    const image = await this.#image(root, signal)
+    return image.tags({ priority: 'foreground', signal })
+  }
+
+  #image(root: CID, signal: AbortSignal): Promise<IpdrImage> {
+    return recalled(this.#images, root.toString(), () =>
+      IpdrImage.open(root, this.#blocks, { priority: 'foreground', signal }),
+    )
+  }
+}
+
+/** What `open` made for `key` before, or makes now; the least recently used is let go. */
+async function recalled<T>(kept: Map<string, T>, key: string, open: () => Promise<T>): Promise<T> {
+  const value = kept.get(key) ?? (await open())
+  kept.delete(key)
+  kept.set(key, value)
+  const [oldest] = kept.keys()
+  if (kept.size > OPEN_MAX && oldest !== undefined) kept.delete(oldest)
+  return value
+}

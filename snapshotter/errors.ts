@@ -1,0 +1,47 @@
+/** What went wrong, in gRPC's words: agent/grpc-server.ts sends the code as it is. */
+export type ErrorCode =
+  | 'CANCELLED'
+  | 'INVALID_ARGUMENT'
+  | 'DEADLINE_EXCEEDED'
+  | 'NOT_FOUND'
+  | 'ALREADY_EXISTS'
+  | 'PERMISSION_DENIED'
+  | 'RESOURCE_EXHAUSTED'
+  | 'FAILED_PRECONDITION'
+  | 'ABORTED'
+  | 'OUT_OF_RANGE'
+  | 'UNIMPLEMENTED'
+  | 'INTERNAL'
+  | 'UNAVAILABLE'
+  | 'DATA_LOSS'
+
+/** Values that locate a failure; loggers print them beside the sentence. */
+export type ErrorFacts = Readonly<Record<string, string | number | bigint | boolean | undefined>>
+
+/** A failure that names itself: a code to act on, a sentence for people, facts for the log. */
+export class CodedError extends Error {
+  readonly code: ErrorCode
+  readonly facts: ErrorFacts
+
+  constructor(code: ErrorCode, message: string, facts: ErrorFacts = {}, cause?: unknown) {
+    super(message, cause === undefined ? undefined : { cause })
+    this.name = new.target.name
+    this.code = code
+    this.facts = facts
+  }
+}
+
+/** A snapshot call that cannot be carried out; the codes are those containerd acts on. */
+export class SnapshotError extends CodedError {}
+
+/** A root CID, manifest, index or config that is not an image we can run. */
+export class ImageError extends CodedError {}
+
+/** A layer's bytes or its table of contents: truncated, malformed, hostile or not what was promised. */
+export class LayerError extends CodedError {}
+
+/** An IPFS block that cannot be had, or is not the block that its CID names. */
+export class BlockError extends CodedError {}
+
+/** The kernel refused: a mount, a device, a missing file system. */
+export class KernelError extends CodedError {}

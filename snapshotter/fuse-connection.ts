@@ -1,0 +1,37 @@
+import { closeSync } from 'node:fs'
+import { mountFuse } from './fuse/mount-fuse.ts'
+import { MNT_DETACH, pidfdGetfd, pidfdOpen, UMOUNT_NOFOLLOW, umount } from './kernel/libc.ts'
+import { isMounted, listMounts } from './kernel/mountinfo.ts'
+
+/** Opens /dev/fuse and mounts the flat file system of layers at `target`. Returns the descriptor. Throws KernelError. */
+export function mountLayerFiles(target: string): number {
+  return mountFuse(target)
+}
+
+/**
+ * A copy of the FUSE descriptor that process `pid` holds, if `target` is still mounted from it; undefined if the
+ * process or the mount is gone. Throws KernelError if the kernel refuses for another reason.
+ */
+export function adoptLayerFiles(held: {
+  pid: number
+  fd: number
+  target: string
+}): number | undefined {
+  if (!isMounted(held.target)) return undefined
+  const process = pidfdOpen(held.pid)
+  try {
+    return pidfdGetfd(process, held.fd)
+  } finally {
+    closeSync(process)
+  }
+}
+
+/** Takes every mount at or below these directories out of the tree, deepest first; who still uses one keeps it. */
+export function detachMountsBelow(directories: readonly string[]): string[] {
+  const targets = directories
+    .flatMap((directory) => listMounts(directory))
+    .map(({ target }) => target)
+    .toReversed()
+  for (const target of targets) umount(target, MNT_DETACH | UMOUNT_NOFOLLOW)
+  return targets
+}

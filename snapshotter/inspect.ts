@@ -1,0 +1,250 @@
+import { z } from 'zod'
+import type { BlockRequest, BlockSource } from './block-source.ts'
+import { boundedParallel } from './dag/bounded-parallel.ts'
+import { IpdrImage } from './dag/ipdr-image.ts'
+import type { UnixfsFile } from './dag/unixfs-file.ts'
+import { ImageError, LayerError } from './errors.ts'
+import { type Digest, verifyDigest } from './oci/digest.ts'
+import { IMAGE_CONFIG_BYTES_MAX, parseImageConfig } from './oci/image-config.ts'
+import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest.ts'
+import { parseJson } from './oci/parse-json.ts'
+import { formatPlatform, type Platform } from './oci/platform.ts'
+import type { ImageReference } from './oci/reference.ts'
+import { readLayerIndex } from './toc/read-layer-toc.ts'
+import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
+
+/** Layers looked at side by side. 8 × 16 inner nodes of 256 KiB at most: 32 MiB on their way. */
+const LAYERS_AT_ONCE = 8
+
+/** Whether a layer can be mounted before its bytes are here, and through what. */
+export type LazyReading =
+  /** A table of contents at the end of the blob: one read. */
+  | { readonly kind: 'index'; readonly entries: number; readonly layerBytes: number }
+  /** A plain tar: its headers are read where they lie. */
+  | { readonly kind: 'headers' }
+  /** The layer is read whole before its first mount; `because` is a sentence. */
+  | { readonly kind: 'none'; readonly because: string }
+
+export type LayerInspection = {
+  readonly digest: Digest
+  readonly diffId: Digest | undefined
+  /** Of the blob, as UnixFS file. */
+  readonly cid: string
+  readonly mediaType: string
+  /** What the blob is by its content, whatever the media type says. */
+  readonly format: 'tar' | 'tar+gzip' | 'tar+zstd' | 'unknown'
+  readonly blobBytes: number
+  /** IPFS blocks that hold the blob's content: what can be fetched alone. */
+  readonly leaves: number
+  readonly lazy: LazyReading
+}
+
+/** What an image runs, of its config (OCI image-spec, config.md). */
+export type ConfigSummary = {
+  readonly created: string | undefined
+  readonly user: string | undefined
+  readonly workingDir: string | undefined
+  readonly entrypoint: readonly string[]
+  readonly cmd: readonly string[]
+  readonly env: readonly string[]
+  readonly exposedPorts: readonly string[]
+  readonly labels: Readonly<Record<string, string>>
+}
+
+export type ManifestInspection = {
+  readonly digest: Digest
+  /** "linux/amd64". */
+  readonly platform: string
+} & (
+  | {
+      readonly kind: 'image'
+      readonly mediaType: string
+      readonly config: ConfigSummary
+      readonly layers: readonly LayerInspection[]
+      /** Manifest, config and layers. */
+      readonly totalBytes: number
+    }
+  /** An artifact (a signature, an attestation), or a platform that was not published: `because` is a sentence. */
+  | { readonly kind: 'none'; readonly because: string }
+)
+
+/** What is known of an image without running it. */
+export type ImageInspection = {
+  /** CIDv1 of the image's directory. */
+  readonly root: string
+  /** Tag or digest that was looked up. */
+  readonly selector: string
+  readonly tags: readonly string[]
+  /** Of the manifest, or of the index that lists several. */
+  readonly digest: Digest
+  readonly mediaType: string
+  readonly manifests: readonly ManifestInspection[]
+}
+
+/**
+ * Looks at an image: what it is, and how its layers can be read. Reads manifests, configs, tables of contents and the first
+ * bytes of layers, each checked against its digest. Rejects with ImageError if there is none, and as BlockSource.get.
+ */
+export async function inspectImage(
+  { root, selector }: ImageReference,
+  { blocks, signal }: { readonly blocks: BlockSource; readonly signal: AbortSignal },
+): Promise<ImageInspection> {
+  const request = { priority: 'foreground', signal } as const
+  const image = await IpdrImage.open(root, blocks, request)
+  const { bytes, digest, mediaType } = await image.manifest(selector, request)
+  const found = parseManifest(bytes, `manifest ${selector} of ${root.toString()}`)
+  const manifests: ManifestInspection[] = []
+  if (found.kind === 'manifest') {
+    manifests.push(await inspectManifest(image, found, { digest, size: bytes.length }, request))
+  } else {
+    for (const { digest, platform } of found.manifests) {
+      manifests.push(await inspectEntry(image, digest, platform, request))
+    }
+  }
+  const tags = await image.tags(request)
+  return { root: root.toString(), selector, tags, digest, mediaType, manifests }
+}
+
+/** An entry of an index; one whose manifest was not published is no failure of the others. */
+async function inspectEntry(
+  image: IpdrImage,
+  digest: Digest,
+  platform: Platform | undefined,
+  request: BlockRequest,
+): Promise<ManifestInspection> {
+  const named = { digest, platform: platform === undefined ? 'unknown' : formatPlatform(platform) }
+  try {
+    const { bytes } = await image.manifest(digest, request)
+    const manifest = parseManifest(bytes, `manifest ${digest}`)
+    if (manifest.kind === 'index') {
+      return { ...named, kind: 'none', because: 'it is an index inside an index' }
+    }
+    return await inspectManifest(image, manifest, { digest, size: bytes.length }, request)
+  } catch (error) {
+    if (!(error instanceof ImageError)) throw error
+    if (error.code !== 'NOT_FOUND' && error.code !== 'FAILED_PRECONDITION') throw error
+    return { ...named, kind: 'none', because: error.message }
+  }
+}
+
+async function inspectManifest(
+  image: IpdrImage,
+  manifest: ImageManifest,
+  { digest, size }: { readonly digest: Digest; readonly size: number },
+  request: BlockRequest,
+): Promise<ManifestInspection> {
+  checkRunnable(manifest, `manifest ${digest}`)
+  const { platform, diffIds, config } = await readConfig(image, manifest, request)
+  const layers: LayerInspection[] = []
+  const bounds = { concurrency: LAYERS_AT_ONCE, signal: request.signal }
+  await boundedParallel(manifest.layers.keys(), bounds, async (position, signal) => {
+    const layer = manifest.layers[position]
+    if (layer === undefined) return
+    const blob = await image.blob(layer.digest, { ...request, signal })
+    const read = await inspectBlob(blob, layer.annotations ?? {}, { ...request, signal })
+    layers[position] = {
+      digest: layer.digest,
+      diffId: diffIds[position],
+      cid: blob.cid.toV1().toString(),
+      mediaType: layer.mediaType,
+      blobBytes: blob.size,
+      leaves: blob.leafCount,
+      ...read,
+    }
+  })
+  const layerBytes = layers.reduce((sum, { blobBytes }) => sum + blobBytes, 0)
+  return {
+    kind: 'image',
+    digest,
+    platform: formatPlatform(platform),
+    mediaType: manifest.mediaType,
+    config,
+    layers,
+    totalBytes: size + manifest.config.size + layerBytes,
+  }
+}
+
+/** As the snapshotter decides it (layers/layer-builder.ts): an index of ours, else what the first bytes are. */
+async function inspectBlob(
+  blob: UnixfsFile,
+  annotations: Readonly<Record<string, string>>,
+  request: BlockRequest,
+): Promise<Pick<LayerInspection, 'format' | 'lazy'>> {
+  const start = await blob.readRange({ start: 0, end: Math.min(SNIFF_BYTES, blob.size) }, request)
+  let format: LayerInspection['format'] = 'unknown'
+  try {
+    const compression = sniffCompression(start)
+    if (compression === 'tar') return { format: 'tar', lazy: { kind: 'headers' } }
+    if (compression === 'unknown') {
+      const because = 'it is neither tar nor gzip nor zstd: an encrypted or damaged layer'
+      return { format, lazy: { kind: 'none', because } }
+    }
+    format = `tar+${compression}`
+    const index = await readLayerIndex(
+      annotations,
+      (range, signal) => blob.readRange(range, { ...request, signal }),
+      blob.size,
+      request.signal,
+    )
+    if (index === undefined) {
+      return {
+        format,
+        lazy: { kind: 'none', because: `${compression} without a table of contents` },
+      }
+    }
+    const { entries, layerSize } = index.toc
+    return { format, lazy: { kind: 'index', entries: entries.length, layerBytes: layerSize } }
+  } catch (error) {
+    if (!(error instanceof LayerError)) throw error
+    return { format, lazy: { kind: 'none', because: error.message } }
+  }
+}
+
+const strings = z
+  .array(z.string())
+  .nullish()
+  .transform((value) => value ?? [])
+
+const summarySchema = z.object({
+  created: z.string().nullish(),
+  config: z
+    .object({
+      User: z.string().nullish(),
+      WorkingDir: z.string().nullish(),
+      Entrypoint: strings,
+      Cmd: strings,
+      Env: strings,
+      ExposedPorts: z.record(z.string(), z.unknown()).nullish(),
+      Labels: z.record(z.string(), z.string()).nullish(),
+    })
+    .nullish(),
+})
+
+async function readConfig(
+  image: IpdrImage,
+  { config: { digest } }: ImageManifest,
+  request: BlockRequest,
+): Promise<{ platform: Platform; diffIds: readonly Digest[]; config: ConfigSummary }> {
+  const what = `config ${digest} of ${image.root.toString()}`
+  const file = await image.blob(digest, request)
+  // One byte more than is accepted, so that a longer one is refused by its parser.
+  const end = Math.min(file.size, IMAGE_CONFIG_BYTES_MAX + 1)
+  const bytes = await file.readRange({ start: 0, end }, request)
+  const { platform, diffIds } = parseImageConfig(bytes, what)
+  verifyDigest(bytes, digest, what)
+  const { created, config } = parseJson(bytes, summarySchema, what)
+  return {
+    platform,
+    diffIds,
+    config: {
+      created: created ?? undefined,
+      user: config?.User || undefined,
+      workingDir: config?.WorkingDir || undefined,
+      entrypoint: config?.Entrypoint ?? [],
+      cmd: config?.Cmd ?? [],
+      env: config?.Env ?? [],
+      exposedPorts: Object.keys(config?.ExposedPorts ?? {}),
+      labels: config?.Labels ?? {},
+    },
+  }
+}

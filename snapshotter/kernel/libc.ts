@@ -1,0 +1,304 @@
+import { closeSync } from 'node:fs'
+import koffi, { type KoffiFunc } from 'koffi'
+import type { ByteRange } from '../byte-range.ts'
+import { type ErrorCode, KernelError } from '../errors.ts'
+
+// The only file that calls native code, for what Node has no words for. Every call blocks the calling thread, so this is
+// for the control path; a wrong signature here is memory corruption, so each is written out beside its manual page.
+
+/** Flags of mount(2), from linux/mount.h. */
+export const MS_RDONLY = 1
+export const MS_NOSUID = 2
+export const MS_NODEV = 4
+export const MS_REMOUNT = 32
+export const MS_BIND = 4096
+
+/** Flags of umount2(2): let go at once and free with the last user; do not follow a symlink at the target. */
+export const MNT_DETACH = 2
+export const UMOUNT_NOFOLLOW = 8
+
+/** Bytes of the option page of mount(2), its end included: one page, whatever the architecture's page size is set to. */
+export const MOUNT_OPTIONS_MAX = 4096
+
+/** Bytes of one value of fsconfig(2), its end included: strndup_user(value, 256) in fs/fsopen.c. */
+export const FSCONFIG_VALUE_MAX = 256
+
+// System call numbers from asm-generic/unistd.h: from 424 on they are the same on every architecture.
+const SYS_MOVE_MOUNT = 429
+const SYS_FSOPEN = 430
+const SYS_FSCONFIG = 431
+const SYS_FSMOUNT = 432
+const SYS_PIDFD_OPEN = 434
+const SYS_PIDFD_GETFD = 438
+
+// linux/mount.h
+const FSOPEN_CLOEXEC = 1
+const FSMOUNT_CLOEXEC = 1
+const MOUNT_ATTR_RDONLY = 1
+const MOVE_MOUNT_F_EMPTY_PATH = 4
+const FSCONFIG_SET_FLAG = 0
+const FSCONFIG_SET_STRING = 1
+const FSCONFIG_CMD_CREATE = 6
+
+// linux/fcntl.h, linux/falloc.h
+const AT_FDCWD = -100
+const FALLOC_FL_KEEP_SIZE = 1
+const FALLOC_FL_PUNCH_HOLE = 2
+
+// asm-generic/socket.h, linux/net.h and linux/un.h; MIPS and SPARC, which we do not serve, number some of them otherwise.
+const AF_UNIX = 1
+const SOCK_DGRAM = 2
+const SOCK_CLOEXEC = 0o2000000
+const MSG_DONTWAIT = 0x40
+const MSG_NOSIGNAL = 0x4000
+const UNIX_PATH_MAX = 108
+
+type Libc = {
+  mount: KoffiFunc<
+    (
+      source: string | null,
+      target: string,
+      type: string | null,
+      flags: number,
+      options: string | null,
+    ) => number
+  >
+  umount2: KoffiFunc<(target: string, flags: number) => number>
+  fallocate: KoffiFunc<(fd: number, mode: number, offset: number, length: number) => number>
+  fsopen: KoffiFunc<(number: number, type: string, flags: number) => number>
+  fsconfig: KoffiFunc<
+    (
+      number: number,
+      fd: number,
+      command: number,
+      key: string | null,
+      value: string | null,
+      aux: number,
+    ) => number
+  >
+  moveMount: KoffiFunc<
+    (
+      number: number,
+      fromFd: number,
+      fromPath: string,
+      toFd: number,
+      toPath: string,
+      flags: number,
+    ) => number
+  >
+  socket: KoffiFunc<(family: number, type: number, protocol: number) => number>
+  sendto: KoffiFunc<
+    (
+      fd: number,
+      bytes: Uint8Array,
+      length: number,
+      flags: number,
+      address: Uint8Array,
+      addressLength: number,
+    ) => number
+  >
+  /** Any call whose arguments are numbers. */
+  numeric: KoffiFunc<(number: number, a: number, b: number, c: number) => number>
+}
+
+let bound: Libc | undefined
+
+/** Symbols of the C library that Node itself runs on, glibc or musl; bound at the first call, not at import. */
+function libc(): Libc {
+  if (bound !== undefined) return bound
+  const library = koffi.load(null)
+  // syscall(2) takes and returns registers, so its numbers are declared as `long`.
+  bound = {
+    mount: library.func(
+      'int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *options)',
+    ) as Libc['mount'],
+    umount2: library.func('int umount2(const char *target, int flags)') as Libc['umount2'],
+    fallocate: library.func(
+      'int fallocate(int fd, int mode, int64_t offset, int64_t length)',
+    ) as Libc['fallocate'],
+    fsopen: library.func(
+      'long syscall(long number, const char *type, long flags)',
+    ) as Libc['fsopen'],
+    fsconfig: library.func(
+      'long syscall(long number, long fd, long command, const char *key, const char *value, long aux)',
+    ) as Libc['fsconfig'],
+    moveMount: library.func(
+      'long syscall(long number, long fromFd, const char *fromPath, long toFd, const char *toPath, long flags)',
+    ) as Libc['moveMount'],
+    socket: library.func('int socket(int family, int type, int protocol)') as Libc['socket'],
+    sendto: library.func(
+      'int64_t sendto(int fd, const uint8_t *bytes, size_t length, int flags, const uint8_t *address, uint32_t addressLength)',
+    ) as Libc['sendto'],
+    numeric: library.func('long syscall(long number, long a, long b, long c)') as Libc['numeric'],
+  }
+  return bound
+}
+
+const errnoNames: ReadonlyMap<number, string> = new Map(
+  Object.entries(koffi.os.errno).map(([name, number]) => [number, name]),
+)
+
+const codeOfErrno: Readonly<Record<string, ErrorCode>> = {
+  EACCES: 'PERMISSION_DENIED',
+  EBUSY: 'FAILED_PRECONDITION',
+  EEXIST: 'ALREADY_EXISTS',
+  EINVAL: 'INVALID_ARGUMENT',
+  EMFILE: 'RESOURCE_EXHAUSTED',
+  ENFILE: 'RESOURCE_EXHAUSTED',
+  ENODEV: 'UNIMPLEMENTED',
+  ENOENT: 'NOT_FOUND',
+  ENOMEM: 'RESOURCE_EXHAUSTED',
+  ENOSPC: 'RESOURCE_EXHAUSTED',
+  ENOSYS: 'UNIMPLEMENTED',
+  ENOTBLK: 'UNIMPLEMENTED',
+  ENOTDIR: 'INVALID_ARGUMENT',
+  EOPNOTSUPP: 'UNIMPLEMENTED',
+  EPERM: 'PERMISSION_DENIED',
+  ESRCH: 'NOT_FOUND',
+}
+
+/** `result` if the call `what` succeeded, else throws what errno says. Must follow the call at once: errno is the thread's. */
+function checked(result: number, what: string, path?: string): number {
+  if (result >= 0) return result
+  const number = koffi.errno()
+  const errno = errnoNames.get(number) ?? `errno ${number}`
+  throw new KernelError(codeOfErrno[errno] ?? 'INTERNAL', `${what} failed with ${errno}`, {
+    syscall: what.split(' ', 1)[0],
+    errno,
+    path,
+  })
+}
+
+/** One mount(2). Throws KernelError; its facts name the errno. */
+export function mount(request: {
+  source?: string
+  target: string
+  type?: string
+  flags: number
+  options?: string
+}): void {
+  const { source, target, type, flags, options } = request
+  if (options !== undefined && Buffer.byteLength(options) >= MOUNT_OPTIONS_MAX) {
+    throw new KernelError(
+      'INVALID_ARGUMENT',
+      `mount of ${type ?? 'a bind'} at ${target} has ${Buffer.byteLength(options)} bytes of options, the kernel takes ${MOUNT_OPTIONS_MAX - 1}: use mountFileSystem, which passes them one by one`,
+      { target },
+    )
+  }
+  checked(
+    libc().mount(source ?? null, target, type ?? null, flags, options ?? null),
+    `mount of ${type ?? source ?? 'flags'} at ${target}`,
+    target,
+  )
+}
+
+/** One umount2(2). Throws KernelError INVALID_ARGUMENT if nothing is mounted at `target`. */
+export function umount(target: string, flags: number): void {
+  checked(libc().umount2(target, flags), `umount2 of ${target}`, target)
+}
+
+/** A new file system context for `type`, as a file descriptor to configure and to close: fsopen(2). */
+export function fsopen(type: string): number {
+  return checked(libc().fsopen(SYS_FSOPEN, type, FSOPEN_CLOEXEC), `fsopen of ${type}`)
+}
+
+/** Sets option `key` of a context; without a value it is a flag: fsconfig(2). */
+export function fsconfigSet(context: number, key: string, value?: string): void {
+  const command = value === undefined ? FSCONFIG_SET_FLAG : FSCONFIG_SET_STRING
+  checked(
+    libc().fsconfig(SYS_FSCONFIG, context, command, key, value ?? null, 0),
+    `fsconfig of ${key}${value === undefined ? '' : `=${value}`}`,
+    value,
+  )
+}
+
+/** Makes the file system that a context describes: fsconfig(2) with FSCONFIG_CMD_CREATE. */
+export function fsconfigCreate(context: number): void {
+  checked(
+    libc().fsconfig(SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, null, null, 0),
+    'fsconfig of the finished options',
+  )
+}
+
+/** A detached mount of a made file system, as a file descriptor: fsmount(2). */
+export function fsmount(context: number, attributes: { readOnly: boolean }): number {
+  const flags = attributes.readOnly ? MOUNT_ATTR_RDONLY : 0
+  return checked(libc().numeric(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, flags), 'fsmount')
+}
+
+/** Attaches a detached mount at a directory: move_mount(2). */
+export function moveMount(detached: number, target: string): void {
+  checked(
+    libc().moveMount(SYS_MOVE_MOUNT, detached, '', AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH),
+    `move_mount to ${target}`,
+    target,
+  )
+}
+
+/** Gives the bytes of `range` back to the file system; they read as zeros and the file keeps its size: fallocate(2). */
+export function punchHole(fd: number, range: ByteRange): void {
+  checked(
+    libc().fallocate(
+      fd,
+      FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+      range.start,
+      range.end - range.start,
+    ),
+    `fallocate of a hole at ${range.start} to ${range.end}`,
+  )
+}
+
+/** A file descriptor for process `pid`: pidfd_open(2). Throws KernelError NOT_FOUND if there is none. */
+export function pidfdOpen(pid: number): number {
+  return checked(libc().numeric(SYS_PIDFD_OPEN, pid, 0, 0), `pidfd_open of process ${pid}`)
+}
+
+/** A copy, close-on-exec, of file descriptor `fd` of the process behind `pidfd`: pidfd_getfd(2). */
+export function pidfdGetfd(pidfd: number, fd: number): number {
+  return checked(libc().numeric(SYS_PIDFD_GETFD, pidfd, fd, 0), `pidfd_getfd of descriptor ${fd}`)
+}
+
+/**
+ * Sends one datagram to a Unix socket, as sd_notify(3) does; Node knows Unix sockets for streams only. A path that starts
+ * with `@` is in the abstract namespace. Throws KernelError, at once also when the receiver's queue is full.
+ */
+export function sendDatagram(socketPath: string, text: string): void {
+  const path = Buffer.from(socketPath.replace(/^@/, '\0'))
+  if (path.length >= UNIX_PATH_MAX) {
+    throw new KernelError(
+      'INVALID_ARGUMENT',
+      `socket path ${socketPath} is ${path.length} bytes long, the kernel takes ${UNIX_PATH_MAX - 1}`,
+      { path: socketPath },
+    )
+  }
+  const { socket, sendto } = libc()
+  const fd = checked(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket', socketPath)
+  try {
+    const address = Buffer.concat([Buffer.from(Uint16Array.of(AF_UNIX).buffer), path])
+    const bytes = Buffer.from(text)
+    const flags = MSG_NOSIGNAL | MSG_DONTWAIT
+    checked(
+      sendto(fd, bytes, bytes.length, flags, address, address.length),
+      `sendto ${socketPath}`,
+      socketPath,
+    )
+  } finally {
+    closeSync(fd)
+  }
+}
+
+type MallocTrim = KoffiFunc<(pad: number) => number>
+let mallocTrim: MallocTrim | undefined
+
+/**
+ * Gives memory that was freed and that malloc keeps for later back to the kernel: malloc_trim(3), a few tens of
+ * milliseconds for 100 MB. Does nothing on musl, which has no such call.
+ */
+export function trimMalloc(): void {
+  try {
+    mallocTrim ??= koffi.load(null).func('int malloc_trim(size_t pad)') as MallocTrim
+  } catch {
+    return
+  }
+  mallocTrim(0)
+}

@@ -1,0 +1,373 @@
+import { DatabaseSync, type StatementSync } from 'node:sqlite'
+import { LayerError } from '../errors.ts'
+import type { Digest } from '../oci/digest.ts'
+
+/** How a layer's blob holds its tar, found by looking at the bytes. */
+export type LayerFormat = 'tar' | 'tar+gzip' | 'tar+zstd'
+
+export type LayerState =
+  /** Being read for its table of contents; what is on disk may be half of it. */
+  | 'building'
+  /** Can be mounted. */
+  | 'ready'
+  /** Its files are gone or damaged; it is built again, under the same id, when a container needs it. */
+  | 'lost'
+  /** Its bytes turned out not to be what its image promised: every read of it fails. */
+  | 'corrupt'
+
+/** A layer on this node, named by the CID of its blob: the only name that binds its bytes before all of them are here. */
+export type LayerRecord = {
+  readonly id: number
+  readonly blobCid: string
+  readonly blobDigest: string
+  readonly diffId: string
+  readonly mediaType: string
+  readonly format: LayerFormat
+  /** Bytes of the uncompressed tar, 0 while building. */
+  readonly layerSize: number
+  readonly blobSize: number
+  readonly inodes: number
+  /** It has directories that its tar does not mention: their attributes are those of the layers below, if these have them. */
+  readonly inheritsDirs: boolean
+  /** Its root is opaque: nothing of the layers below shows. Overlayfs does not look at the mark there. */
+  readonly hidesBelow: boolean
+  readonly state: LayerState
+  /** Why it could not be mounted before it was read whole; undefined if it could. */
+  readonly notLazyBecause: string | undefined
+  /** True once the SHA-256 of all its bytes was found equal to the diff ID. */
+  readonly verified: boolean
+  /** Milliseconds since the epoch. */
+  readonly lastUsedMs: number
+}
+
+/** What is found out about a layer while it is made mountable. */
+export type FoundLayer = Pick<
+  LayerRecord,
+  'format' | 'layerSize' | 'inodes' | 'inheritsDirs' | 'hidesBelow' | 'notLazyBecause' | 'verified'
+>
+
+/** One layer as an image names it. `chainId` stands for it and all layers below. */
+export type ImageLayer = {
+  readonly layerChainId: string
+  readonly diffId: Digest
+  readonly blobDigest: Digest
+  readonly blobCid: string
+  readonly blobSize: number
+  readonly mediaType: string
+  readonly annotations: Readonly<Record<string, string>>
+}
+
+/** An image that this node's registry served or was told to pull. */
+export type ImageRecord = {
+  readonly id: number
+  /** CIDv1 of the image's directory. */
+  readonly rootCid: string
+  readonly manifestDigest: string
+  /** Milliseconds since the epoch. */
+  readonly seenAtMs: number
+  readonly layers: readonly ImageLayer[]
+}
+
+const SCHEMA_VERSION = 1
+const SCHEMA = `
+  CREATE TABLE layers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: it is the FUSE inode of the layer's file
+    blob_cid TEXT NOT NULL UNIQUE,
+    blob_digest TEXT NOT NULL,
+    diff_id TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    format TEXT NOT NULL,
+    layer_size INTEGER NOT NULL,
+    blob_size INTEGER NOT NULL,
+    inodes INTEGER NOT NULL,
+    inherits_dirs INTEGER NOT NULL,
+    hides_below INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    not_lazy_because TEXT,
+    verified INTEGER NOT NULL,
+    last_used_ms INTEGER NOT NULL
+  ) STRICT;
+  CREATE INDEX layers_by_diff_id ON layers (diff_id);
+  CREATE TABLE images (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    root_cid TEXT NOT NULL,
+    manifest_digest TEXT NOT NULL,
+    seen_at_ms INTEGER NOT NULL,
+    UNIQUE (root_cid, manifest_digest)
+  ) STRICT;
+  CREATE TABLE image_layers (
+    image_id INTEGER NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    chain_id TEXT NOT NULL,
+    diff_id TEXT NOT NULL,
+    blob_digest TEXT NOT NULL,
+    blob_cid TEXT NOT NULL,
+    blob_size INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    annotations TEXT NOT NULL,
+    PRIMARY KEY (image_id, position)
+  ) STRICT;
+  CREATE INDEX image_layers_by_chain_id ON image_layers (chain_id);
+`
+
+/** Which images and layers this node knows, in an embedded database; every call is one durable transaction. */
+export class Catalog implements Disposable {
+  readonly #db: DatabaseSync
+  readonly #statements = new Map<string, StatementSync>()
+  readonly #known = new Map<number, LayerRecord>()
+
+  /**
+   * Opens or makes the database at `path`. Throws LayerError UNAVAILABLE if another process has it open, FAILED_PRECONDITION
+   * if a newer agent wrote it.
+   */
+  constructor(path: string) {
+    this.#db = new DatabaseSync(path)
+    try {
+      // One agent for one root: the layer files beside it are written by whoever holds this lock.
+      this.#db.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL')
+      this.#db.exec('PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; BEGIN IMMEDIATE; COMMIT')
+      this.#migrate(path)
+    } catch (error) {
+      this.#db.close()
+      if (!isBusy(error)) throw error
+      throw new LayerError('UNAVAILABLE', `${path} is in use by another agent: stop it first`, {
+        path,
+      })
+    }
+  }
+
+  /** Remembers an image, or that it was seen again. */
+  rememberImage(image: Omit<ImageRecord, 'id'>): ImageRecord {
+    return this.#transaction(() => {
+      const row = this.#sql(
+        `INSERT INTO images (root_cid, manifest_digest, seen_at_ms) VALUES (?, ?, ?)
+         ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms RETURNING id`,
+      ).get(image.rootCid, image.manifestDigest, image.seenAtMs)
+      const id = Number(row?.['id'])
+      this.#sql('DELETE FROM image_layers WHERE image_id = ?').run(id)
+      image.layers.forEach((layer, position) => {
+        this.#sql('INSERT INTO image_layers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)').run(
+          id,
+          position,
+          layer.layerChainId,
+          layer.diffId,
+          layer.blobDigest,
+          layer.blobCid,
+          layer.blobSize,
+          layer.mediaType,
+          JSON.stringify(layer.annotations),
+        )
+      })
+      return { ...image, id }
+    })
+  }
+
+  /** Images of which a layer has this chain ID, the one seen last first. */
+  imagesWithChain(layerChainId: string): ImageRecord[] {
+    return this.#images(
+      `SELECT DISTINCT images.* FROM images JOIN image_layers ON image_id = images.id
+       WHERE chain_id = ? ORDER BY seen_at_ms DESC, images.id DESC`,
+      layerChainId,
+    )
+  }
+
+  images(): ImageRecord[] {
+    return this.#images('SELECT * FROM images ORDER BY seen_at_ms DESC, id DESC')
+  }
+
+  forgetImage(id: number): void {
+    this.#sql('DELETE FROM images WHERE id = ?').run(id)
+  }
+
+  /** Asked for each layer of a chain at every Prepare: answered from memory until anything about layers changes. */
+  layer(id: number): LayerRecord | undefined {
+    const known = this.#known.get(id)
+    if (known !== undefined) return known
+    const [found] = this.#layers('WHERE id = ?', id)
+    if (found !== undefined) this.#known.set(id, found)
+    return found
+  }
+
+  layerByBlob(blobCid: string): LayerRecord | undefined {
+    return this.#layers('WHERE blob_cid = ?', blobCid)[0]
+  }
+
+  /** All layers that claim to be this tar; more than one if it was published in different ways. */
+  layersByDiffId(diffId: string): LayerRecord[] {
+    return this.#layers('WHERE diff_id = ? ORDER BY id', diffId)
+  }
+
+  layers(): LayerRecord[] {
+    return this.#layers('ORDER BY id')
+  }
+
+  /** The id of a layer that is about to be read; the one it had, if snapshots may still name it by that. */
+  beginLayer(
+    layer: Pick<LayerRecord, 'blobCid' | 'blobDigest' | 'diffId' | 'mediaType' | 'blobSize'>,
+  ): number {
+    this.#known.clear()
+    const row = this.#sql(
+      `INSERT INTO layers (blob_cid, blob_digest, diff_id, media_type, format, layer_size, blob_size, inodes,
+         inherits_dirs, hides_below, state, not_lazy_because, verified, last_used_ms)
+       VALUES (?, ?, ?, ?, 'tar', 0, ?, 0, 0, 0, 'building', NULL, 0, ?)
+       ON CONFLICT DO UPDATE SET state = 'building', verified = 0 RETURNING id`,
+    ).get(
+      layer.blobCid,
+      layer.blobDigest,
+      layer.diffId,
+      layer.mediaType,
+      layer.blobSize,
+      Date.now(),
+    )
+    return Number(row?.['id'])
+  }
+
+  /** A layer as the image seen last names it; undefined if no image does. */
+  imageLayer(blobCid: string): ImageLayer | undefined {
+    return this.#imageLayers(
+      `SELECT image_layers.* FROM image_layers JOIN images ON image_id = images.id
+       WHERE blob_cid = ? ORDER BY seen_at_ms DESC LIMIT 1`,
+      blobCid,
+    )[0]
+  }
+
+  /** The layer's files are durable: it can be mounted from now on. */
+  finishLayer(id: number, found: FoundLayer): void {
+    this.#known.clear()
+    this.#sql(
+      `UPDATE layers SET state = 'ready', format = ?, layer_size = ?, inodes = ?, inherits_dirs = ?, hides_below = ?,
+         not_lazy_because = ?, verified = ? WHERE id = ?`,
+    ).run(
+      found.format,
+      found.layerSize,
+      found.inodes,
+      Number(found.inheritsDirs),
+      Number(found.hidesBelow),
+      found.notLazyBecause ?? null,
+      Number(found.verified),
+      id,
+    )
+  }
+
+  markVerified(id: number): void {
+    this.#known.clear()
+    this.#sql('UPDATE layers SET verified = 1 WHERE id = ?').run(id)
+  }
+
+  markCorrupt(id: number): void {
+    this.#known.clear()
+    this.#sql(`UPDATE layers SET state = 'corrupt' WHERE id = ?`).run(id)
+  }
+
+  markLost(id: number): void {
+    this.#known.clear()
+    this.#sql(`UPDATE layers SET state = 'lost', verified = 0 WHERE id = ?`).run(id)
+  }
+
+  touchLayer(id: number): void {
+    this.#known.clear()
+    this.#sql('UPDATE layers SET last_used_ms = ? WHERE id = ?').run(Date.now(), id)
+  }
+
+  removeLayer(id: number): void {
+    this.#known.clear()
+    this.#sql('DELETE FROM layers WHERE id = ?').run(id)
+  }
+
+  [Symbol.dispose](): void {
+    this.#db.close()
+  }
+
+  #migrate(path: string): void {
+    const version = Number(this.#db.prepare('PRAGMA user_version').get()?.['user_version'])
+    if (version > SCHEMA_VERSION) {
+      throw new LayerError(
+        'FAILED_PRECONDITION',
+        `${path} has schema version ${version}, this agent knows ${SCHEMA_VERSION}: run the newer agent`,
+        { path, version },
+      )
+    }
+    if (version === SCHEMA_VERSION) return
+    this.#transaction(() => {
+      this.#db.exec(SCHEMA)
+      this.#db.exec(`PRAGMA user_version = ${SCHEMA_VERSION}`)
+    })
+  }
+
+  #images(sql: string, ...parameters: (string | number)[]): ImageRecord[] {
+    return this.#sql(sql)
+      .all(...parameters)
+      .map((row) => ({
+        id: Number(row['id']),
+        rootCid: String(row['root_cid']),
+        manifestDigest: String(row['manifest_digest']),
+        seenAtMs: Number(row['seen_at_ms']),
+        layers: this.#imageLayers(
+          'SELECT * FROM image_layers WHERE image_id = ? ORDER BY position',
+          Number(row['id']),
+        ),
+      }))
+  }
+
+  #imageLayers(sql: string, parameter: string | number): ImageLayer[] {
+    return this.#sql(sql)
+      .all(parameter)
+      .map((row) => ({
+        layerChainId: String(row['chain_id']),
+        diffId: String(row['diff_id']) as Digest,
+        blobDigest: String(row['blob_digest']) as Digest,
+        blobCid: String(row['blob_cid']),
+        blobSize: Number(row['blob_size']),
+        mediaType: String(row['media_type']),
+        annotations: JSON.parse(String(row['annotations'])) as Record<string, string>,
+      }))
+  }
+
+  #layers(where: string, ...parameters: (string | number)[]): LayerRecord[] {
+    return this.#sql(`SELECT * FROM layers ${where}`)
+      .all(...parameters)
+      .map((row) => ({
+        id: Number(row['id']),
+        blobCid: String(row['blob_cid']),
+        blobDigest: String(row['blob_digest']),
+        diffId: String(row['diff_id']),
+        mediaType: String(row['media_type']),
+        format: String(row['format']) as LayerFormat,
+        layerSize: Number(row['layer_size']),
+        blobSize: Number(row['blob_size']),
+        inodes: Number(row['inodes']),
+        inheritsDirs: row['inherits_dirs'] === 1,
+        hidesBelow: row['hides_below'] === 1,
+        state: String(row['state']) as LayerState,
+        notLazyBecause:
+          row['not_lazy_because'] === null ? undefined : String(row['not_lazy_because']),
+        verified: row['verified'] === 1,
+        lastUsedMs: Number(row['last_used_ms']),
+      }))
+  }
+
+  #sql(text: string): StatementSync {
+    const known = this.#statements.get(text)
+    if (known !== undefined) return known
+    const prepared = this.#db.prepare(text)
+    this.#statements.set(text, prepared)
+    return prepared
+  }
+
+  #transaction<T>(work: () => T): T {
+    this.#db.exec('BEGIN IMMEDIATE')
+    try {
+      const result = work()
+      this.#db.exec('COMMIT')
+      return result
+    } catch (error) {
+      this.#db.exec('ROLLBACK')
+      throw error
+    }
+  }
+}
+
+/** SQLITE_BUSY: somebody else holds the lock. */
+function isBusy(error: unknown): boolean {
+  return error instanceof Error && 'errcode' in error && error.errcode === 5
+}

@@ -1,0 +1,103 @@
+import type { CID } from 'multiformats/cid'
+import type { BlockRequest, BlockSource } from '../block-source.ts'
+import { IpdrImage } from '../dag/ipdr-image.ts'
+import { ImageError } from '../errors.ts'
+import { type Digest, verifyDigest } from '../oci/digest.ts'
+import { parseImageConfig } from '../oci/image-config.ts'
+import { layerChainIds } from '../oci/layer-chain-id.ts'
+import { checkRunnable, chooseManifest, parseManifest } from '../oci/manifest.ts'
+import { nodePlatform } from '../oci/platform.ts'
+import type { Catalog, ImageLayer, ImageRecord } from './catalog.ts'
+
+/** Finds the layers of images and remembers them under their chain IDs: all that containerd will tell us later. */
+export class Images {
+  readonly #catalog: Catalog
+  readonly #blocks: BlockSource
+
+  constructor({ catalog, blocks }: { catalog: Catalog; blocks: BlockSource }) {
+    this.#catalog = catalog
+    this.#blocks = blocks
+  }
+
+  /**
+   * Remembers the image of a manifest that was found under `root`; an index is remembered by its own manifests, when they
+   * are asked for. Rejects with ImageError if it cannot be run, and with BlockError.
+   */
+  async remember(
+    root: CID,
+    found: { readonly bytes: Uint8Array; readonly digest: Digest },
+    request: BlockRequest,
+  ): Promise<ImageRecord | undefined> {
+    const rootCid = root.toV1().toString()
+    const name = `manifest ${found.digest} of ${rootCid}`
+    const manifest = parseManifest(found.bytes, name)
+    if (manifest.kind === 'index') return undefined
+    checkRunnable(manifest, name)
+    const image = await IpdrImage.open(root, this.#blocks, request)
+    const configFile = await image.blob(manifest.config.digest, request)
+    const configName = `config ${manifest.config.digest} of ${rootCid}`
+    if (configFile.size !== manifest.config.size) {
+      throw new ImageError(
+        'DATA_LOSS',
+        `${configName} has ${configFile.size} bytes, its manifest says ${manifest.config.size}`,
+      )
+    }
+    const config = await configFile.readRange({ start: 0, end: configFile.size }, request)
+    verifyDigest(config, manifest.config.digest, configName)
+    const { diffIds } = parseImageConfig(config, configName)
+    if (diffIds.length !== manifest.layers.length) {
+      throw new ImageError(
+        'INVALID_ARGUMENT',
+        `${name} has ${manifest.layers.length} layers, its config has ${diffIds.length} diff IDs`,
+        { root: rootCid, digest: found.digest },
+      )
+    }
+    const blobCids = await blobsOf(image, request)
+    const chainIds = layerChainIds(diffIds)
+    const layers = manifest.layers.map((descriptor, position): ImageLayer => {
+      const blobCid = blobCids.get(descriptor.digest)
+      if (blobCid === undefined) {
+        throw new ImageError(
+          'NOT_FOUND',
+          `image ${rootCid} has no blob for its layer ${descriptor.digest}: it was not published whole`,
+          { root: rootCid, digest: descriptor.digest },
+        )
+      }
+      return {
+        layerChainId: String(chainIds[position]),
+        diffId: diffIds[position] ?? descriptor.digest,
+        blobDigest: descriptor.digest,
+        blobCid: blobCid.toV1().toString(),
+        blobSize: descriptor.size,
+        mediaType: descriptor.mediaType,
+        annotations: descriptor.annotations ?? {},
+      }
+    })
+    return this.#catalog.rememberImage({
+      rootCid,
+      manifestDigest: found.digest,
+      seenAtMs: Date.now(),
+      layers,
+    })
+  }
+
+  /** The image of a tag or digest under `root` for this node's platform, remembered. Rejects as `remember`. */
+  async resolve(root: CID, selector: string, request: BlockRequest): Promise<ImageRecord> {
+    const image = await IpdrImage.open(root, this.#blocks, request)
+    const found = await image.manifest(selector, request)
+    const remembered = await this.remember(root, found, request)
+    if (remembered !== undefined) return remembered
+    const name = `index ${found.digest} of ${root.toString()}`
+    const index = parseManifest(found.bytes, name)
+    if (index.kind !== 'index') throw new ImageError('INTERNAL', `${name} is not an index`)
+    const { digest } = chooseManifest(index, nodePlatform(), name)
+    return this.resolve(root, digest, request)
+  }
+}
+
+async function blobsOf(image: IpdrImage, request: BlockRequest): Promise<Map<string, CID>> {
+  const entries = await image.entries(request)
+  return new Map(
+    entries.filter(({ folder }) => folder === 'blobs').map(({ name, cid }) => [name, cid]),
+  )
+}

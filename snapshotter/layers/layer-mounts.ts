@@ -1,0 +1,273 @@
+import { createHash } from 'node:crypto'
+import { existsSync, mkdirSync, rmdirSync } from 'node:fs'
+import { readdir, readFile, rm } from 'node:fs/promises'
+import { basename } from 'node:path'
+import { z } from 'zod'
+import type { BlobStore } from '../blobs/blob-store.ts'
+import { mountErofs, unmountErofs } from '../erofs/mount-image.ts'
+import { listMounts } from '../kernel/mountinfo.ts'
+import type { Log } from '../log.ts'
+import type { LayerRecord } from './catalog.ts'
+import { writeDurably } from './durable-file.ts'
+import { fuseInode, type LayerPlaces } from './layer-places.ts'
+import { metadataImage } from './metadata-image.ts'
+import type { TableThread } from './table-thread.ts'
+
+/** How a mount gets the bytes of its layers. */
+export type MountKind =
+  /** At least one layer's come through FUSE. */
+  | 'fuse'
+  /** All from files on disk: it needs no process of ours. */
+  | 'plain'
+
+export type LazyMount = {
+  readonly target: string
+  readonly kind: MountKind
+  /** Bottom first; more than one in a merged mount. */
+  readonly layers: readonly number[]
+}
+
+/** What decides how a layer is mounted on the ones below it. */
+export type LayerTraits = Pick<LayerRecord, 'id' | 'inheritsDirs' | 'hidesBelow'>
+
+/** Hex digits of a derived image's name. 12 are 48 bits: 10,000 images collide with a chance of 2 in 10 million. */
+const DERIVED_ID_CHARS = 12
+
+/** Beside a derived image: the layers that its tree was made from, and those that its content lies in. */
+const derivedRecord = z.strictObject({
+  chain: z.array(z.number().int()),
+  devices: z.array(z.number().int()),
+})
+type DerivedRecord = z.infer<typeof derivedRecord>
+
+/** A metadata image made from the tables of `chain`, whose content lies in the layers of `devices`; both bottom first. */
+type Derived = {
+  readonly chain: readonly number[]
+  readonly devices: readonly number[]
+  readonly derive: 'merge' | 'inherit'
+}
+
+type Options = {
+  readonly places: LayerPlaces
+  readonly mergeLayersMin: number
+  readonly readAheadKb: number
+}
+
+type Parts = {
+  readonly store: BlobStore
+  readonly log: Log
+  readonly tables: TableThread
+  /** Whether all bytes of the layer were found to be what its image promised. */
+  readonly isVerified: (layer: number) => boolean
+  readonly signal: AbortSignal
+}
+
+/**
+ * The EROFS mounts of lazy layers. A layer is mounted once and shared by every image that has it; a chain of many
+ * layers is mounted once as a whole. A mount made while a layer was still arriving reads through FUSE; once the layer
+ * is complete and checked, new containers get a second mount on its plain file: reads of that could not be made to fail.
+ */
+export class LayerMounts {
+  readonly #options: Options
+  readonly #parts: Parts
+  readonly #mounts = new Map<string, { readonly mount: LazyMount; readonly pins: Disposable }>()
+  /** Derived metadata images being written, by id: two containers of an image may start at once. */
+  readonly #deriving = new Map<string, Promise<void>>()
+
+  constructor(options: Options, parts: Parts) {
+    this.#options = options
+    this.#parts = parts
+    mkdirSync(options.places.mountsDir, { recursive: true })
+    mkdirSync(options.places.derivedDir, { recursive: true })
+  }
+
+  /** Finds the mounts that an agent before us made. Call once, after all layers were added to the store. */
+  async recover(): Promise<void> {
+    for (const { target, type } of listMounts(this.#options.places.mountsDir)) {
+      if (type !== 'erofs') continue
+      const name = basename(target)
+      const kind: MountKind = name.endsWith('p') ? 'plain' : 'fuse'
+      const layers = name.startsWith('x')
+        ? (await this.#recordOf(derivedId(name))).devices
+        : [Number.parseInt(name, 10)]
+      const mount = { target, kind, layers }
+      this.#mounts.set(target, { mount, pins: this.#pinsFor(mount) })
+    }
+  }
+
+  list(): LazyMount[] {
+    return [...this.#mounts.values()].map(({ mount }) => mount)
+  }
+
+  /** Whether any mount shows this layer. */
+  isMounted(layer: number): boolean {
+    return this.list().some(({ layers }) => layers.includes(layer))
+  }
+
+  /** Mounts the layers (bottom first) that are not yet mounted. Returns directories for overlay, topmost first. */
+  async lowerDirs(layers: readonly LayerTraits[], signal: AbortSignal): Promise<string[]> {
+    const bottom = layers.findLastIndex(({ hidesBelow }) => hidesBelow)
+    const shown = layers.slice(Math.max(0, bottom))
+    const ids = shown.map(({ id }) => id)
+    if (ids.length >= this.#options.mergeLayersMin) {
+      return [await this.#mountDerived({ chain: ids, devices: ids, derive: 'merge' }, signal)]
+    }
+    const dirs: string[] = []
+    for (const [position, { id, inheritsDirs }] of shown.entries()) {
+      if (!inheritsDirs || position === 0) dirs.push(this.#mountLayer(id))
+      else dirs.push(await this.#mountInheriting(ids.slice(0, position + 1), signal))
+    }
+    return dirs.toReversed()
+  }
+
+  /** Takes down every mount that shows this layer. Containers that still run on one keep it until they end. */
+  release(layer: number): void {
+    for (const held of this.#mounts.values()) {
+      if (held.mount.layers.includes(layer)) this.#unmount(held)
+    }
+  }
+
+  /** Takes down everything. */
+  releaseAll(): void {
+    for (const held of this.#mounts.values()) this.#unmount(held)
+  }
+
+  #mountLayer(layer: number): string {
+    const { places } = this.#options
+    const kind = this.#kindFor([layer])
+    const target = `${places.mountsDir}/${layer}${kind === 'plain' ? 'p' : ''}`
+    if (!this.#mounts.has(target)) {
+      this.#mount({ target, kind, layers: [layer] }, places.metadataPath(layer))
+    }
+    return target
+  }
+
+  /** Mounts the last of `chain` with the attributes of directories that only the layers below it mention. */
+  #mountInheriting(chain: readonly number[], signal: AbortSignal): Promise<string> {
+    return this.#mountDerived({ chain, devices: chain.slice(-1), derive: 'inherit' }, signal)
+  }
+
+  async #mountDerived(derived: Derived, signal: AbortSignal): Promise<string> {
+    const { places } = this.#options
+    const { chain, devices } = derived
+    const id = createHash('sha256')
+      .update(`${chain.join(' ')}/${devices.join(' ')}`)
+      .digest('hex')
+      .slice(0, DERIVED_ID_CHARS)
+    const writing = this.#deriving.get(id) ?? this.#writeDerived(id, derived)
+    this.#deriving.set(id, writing)
+    await writing.finally(() => this.#deriving.delete(id))
+    signal.throwIfAborted()
+    const kind = this.#kindFor(devices)
+    const target = `${places.mountsDir}/x${id}${kind === 'plain' ? 'p' : ''}`
+    if (!this.#mounts.has(target)) {
+      this.#mount({ target, kind, layers: devices }, `${places.derivedDir}/${id}.erofs`)
+    }
+    return target
+  }
+
+  async #writeDerived(id: string, { chain, devices, derive }: Derived): Promise<void> {
+    const { places } = this.#options
+    const { store, tables, signal } = this.#parts
+    const path = `${places.derivedDir}/${id}.erofs`
+    if (existsSync(path)) return
+    const { image } = await metadataImage(
+      {
+        tocs: await Promise.all(chain.map((layer) => readFile(places.tocPath(layer)))),
+        derive,
+        devices: devices.map((layer) => ({
+          tag: `layer ${layer}`,
+          bytes: store.get(fuseInode(layer))?.file.map.layerSize ?? 0,
+        })),
+      },
+      {
+        tables,
+        // Not the caller's signal: another container may wait for the same image.
+        read: ({ device, start, end }) =>
+          store.read(
+            fuseInode(devices[device] ?? 0),
+            { start, end },
+            { priority: 'foreground', signal },
+          ),
+      },
+    )
+    await writeDurably(
+      `${places.derivedDir}/${id}.json`,
+      Buffer.from(JSON.stringify({ chain, devices })),
+    )
+    // Last, since its presence says that both are there.
+    await writeDurably(path, image)
+  }
+
+  async #recordOf(id: string): Promise<DerivedRecord> {
+    const text = await readFile(`${this.#options.places.derivedDir}/${id}.json`, 'utf8')
+    return derivedRecord.parse(JSON.parse(text))
+  }
+
+  #kindFor(layers: readonly number[]): MountKind {
+    const { store, isVerified } = this.#parts
+    const isSettled = (layer: number): boolean =>
+      isVerified(layer) && (store.get(fuseInode(layer))?.file.isComplete ?? false)
+    return layers.every(isSettled) ? 'plain' : 'fuse'
+  }
+
+  #mount(mount: LazyMount, imagePath: string): void {
+    const { places, readAheadKb } = this.#options
+    mkdirSync(mount.target, { recursive: true })
+    const pins = this.#pinsFor(mount)
+    try {
+      mountErofs({
+        imagePath,
+        devicePaths: mount.layers.map((layer) =>
+          mount.kind === 'plain' ? places.dataPath(layer) : places.fusePath(layer),
+        ),
+        target: mount.target,
+        readAheadKb,
+      })
+    } catch (error) {
+      pins[Symbol.dispose]()
+      rmdirSync(mount.target)
+      throw error
+    }
+    this.#mounts.set(mount.target, { mount, pins })
+    this.#parts.log.debug({ target: mount.target, kind: mount.kind }, 'mounted a lazy layer')
+  }
+
+  /** The kernel reads a plain file behind our back: nothing of it may be evicted while it is mounted. */
+  #pinsFor({ kind, layers }: LazyMount): Disposable {
+    const pins = new DisposableStack()
+    if (kind === 'fuse') return pins
+    for (const layer of layers) {
+      const held = this.#parts.store.get(fuseInode(layer))
+      if (held !== undefined) pins.use(held.pin())
+    }
+    return pins
+  }
+
+  #unmount({ mount, pins }: { mount: LazyMount; pins: Disposable }): void {
+    unmountErofs(mount.target)
+    this.#mounts.delete(mount.target)
+    rmdirSync(mount.target)
+    pins[Symbol.dispose]()
+  }
+
+  /** Deletes derived images that a layer, which is about to go, has a part in. */
+  async removeDerivedFrom(layer: number): Promise<void> {
+    const { derivedDir } = this.#options.places
+    for (const name of await readdir(derivedDir)) {
+      if (!name.endsWith('.json')) continue
+      const id = name.slice(0, -'.json'.length)
+      if (!(await this.#recordOf(id)).chain.includes(layer)) continue
+      for (const held of this.#mounts.values()) {
+        if (basename(held.mount.target).startsWith(`x${id}`)) this.#unmount(held)
+      }
+      await rm(`${derivedDir}/${id}.erofs`, { force: true })
+      await rm(`${derivedDir}/${id}.json`, { force: true })
+    }
+  }
+}
+
+/** `x0123456789abp` → `0123456789ab` */
+function derivedId(mountName: string): string {
+  return mountName.slice(1, 1 + DERIVED_ID_CHARS)
+}

@@ -1,0 +1,329 @@
+import { setMaxListeners } from 'node:events'
+import type { BlobStore } from '../blobs/blob-store.ts'
+import type { LazyLayer } from '../blobs/lazy-layer.ts'
+import { ImageError, LayerError } from '../errors.ts'
+import type { Log } from '../log.ts'
+import type { ClaimedLayer, ClaimRequest, LazyLayers } from '../snapshots/lazy-layers.ts'
+import type { Catalog, ImageLayer, ImageRecord, LayerRecord } from './catalog.ts'
+import type { LayerBuilder } from './layer-builder.ts'
+import type { LayerMounts } from './layer-mounts.ts'
+import { fuseInode, layerOfInode } from './layer-places.ts'
+import { verifyLayer } from './layer-verifier.ts'
+
+/** Set by CRI and nerdctl where they are told to: which manifest a layer is pulled for. */
+const MANIFEST_DIGEST_LABEL = 'containerd.io/snapshot/cri.manifest-digest'
+
+/** Between the manifest of a pull and its last layer lies less than this. 1 h: containerd and the kubelet give up before. */
+const PULL_LONGEST_MS = 3_600_000
+
+/** Shows layers to the kernel under their inodes; the FUSE server. */
+export type LayerServer = {
+  add(held: LazyLayer): void
+  remove(inode: number): void
+}
+
+type Parts = {
+  readonly catalog: Catalog
+  readonly store: BlobStore
+  readonly builder: LayerBuilder
+  readonly mounts: LayerMounts
+  /** Undefined on a kernel that cannot mount lazily: then no layer is ever claimed. */
+  readonly server: LayerServer | undefined
+  readonly log: Log
+  readonly onVerificationFailure: (what: 'layer' | 'toc') => void
+}
+
+/** The lazy layers of this node: from a chain ID that containerd names to a directory that overlayfs can stand on. */
+export class Layers implements LazyLayers, AsyncDisposable {
+  readonly #parts: Parts
+  readonly #closing = new AbortController()
+  /** Layers being built, by the CID of their blob: images pulled at once share them. */
+  readonly #building = new Map<string, Promise<LayerRecord>>()
+  readonly #verifying = new Map<number, Promise<void>>()
+
+  constructor(parts: Parts) {
+    this.#parts = parts
+    // Everything that waits anywhere in here listens to it.
+    setMaxListeners(0, this.#closing.signal)
+  }
+
+  /**
+   * Holds again what an agent before us had built, from this node's disk alone. A layer that is damaged here is forgotten, and
+   * built again when it is next asked for; the others are not kept from starting.
+   */
+  async recover(): Promise<void> {
+    const { catalog, store, builder, server, log, mounts } = this.#parts
+    for (const record of catalog.layers()) {
+      if (record.state === 'building') catalog.markLost(record.id)
+      if (record.state !== 'ready') continue
+      try {
+        server?.add(await builder.reopen(record))
+      } catch (error) {
+        log.error(
+          { layer: record.blobDigest, reason: String(error) },
+          `layer ${record.blobDigest} is damaged on this node: it is fetched again when a container next starts on it`,
+        )
+        catalog.markLost(record.id)
+      }
+    }
+    await mounts.recover()
+    const swept = await store.sweep()
+    if (swept.length > 0)
+      log.info({ layers: swept.length }, 'deleted what half-built layers had left')
+    for (const held of store.layers()) if (held.file.isComplete) this.completed(held)
+  }
+
+  async claim({ layerChainId, labels, signal }: ClaimRequest): Promise<ClaimedLayer | undefined> {
+    const { catalog, server, log } = this.#parts
+    const images = catalog.imagesWithChain(layerChainId)
+    const blobOf = ({ layers }: ImageRecord): string | undefined =>
+      layers.find((layer) => layer.layerChainId === layerChainId)?.blobCid
+    const usable = images.filter(
+      (each) => catalog.layerByBlob(blobOf(each) ?? '')?.state !== 'corrupt',
+    )
+    const hint = labels.get(MANIFEST_DIGEST_LABEL)
+    const image =
+      usable.find(({ manifestDigest }) => manifestDigest === hint) ?? usable[0] ?? images[0]
+    if (image === undefined) return undefined
+    if (server === undefined) {
+      log.info(
+        { image: image.rootCid },
+        'this kernel cannot mount lazily: containerd downloads the image whole',
+      )
+      return undefined
+    }
+    // All at once: containerd asks for one after the other, and a pull should take as long as the slowest.
+    const ready = image.layers.map((layer) => this.ready(layer))
+    for (const each of ready) each.catch(() => undefined)
+    const asked = ready[image.layers.findIndex((layer) => layer.layerChainId === layerChainId)]
+    if (asked === undefined) return undefined
+    const record = await unlessAborted(asked, signal)
+    // Whichever of them containerd is pulling, it would take this layer for its own.
+    const pulled = images.filter(({ seenAtMs }) => Date.now() - seenAtMs < PULL_LONGEST_MS)
+    const isContested = new Set(pulled.map(blobOf)).size > 1
+    if (isContested && !record.verified) await this.fetchWhole(record, signal)
+    catalog.touchLayer(record.id)
+    return { layer: record.id, size: BigInt(record.blobSize), inodes: BigInt(record.inodes) }
+  }
+
+  async lowerDirs(
+    chain: readonly { readonly layer: number }[],
+    signal: AbortSignal,
+  ): Promise<readonly string[]> {
+    const bottomFirst = chain.map(({ layer }) => layer).toReversed()
+    const usable = Promise.all(bottomFirst.map((layer) => this.#usable(layer)))
+    return this.#parts.mounts.lowerDirs(await unlessAborted(usable, signal), signal)
+  }
+
+  /** Its bytes stay, for the next pull, until the store needs the room or `remove` is called. */
+  async released(layer: number): Promise<void> {
+    this.#parts.mounts.release(layer)
+  }
+
+  /** The layer, once it can be mounted. Rejects as `LayerBuilder.build`. */
+  async ready(layer: ImageLayer): Promise<LayerRecord> {
+    const { catalog } = this.#parts
+    const known = catalog.layerByBlob(layer.blobCid)
+    if (known?.state === 'ready') return known
+    if (known?.state === 'corrupt') throw notAsPromised(layer)
+    const running = this.#building.get(layer.blobCid)
+    if (running !== undefined) return running
+    const building = this.#build(layer).finally(() => this.#building.delete(layer.blobCid))
+    this.#building.set(layer.blobCid, building)
+    return building
+  }
+
+  /** Called when the last missing bytes of a layer have arrived. */
+  completed(held: LazyLayer): void {
+    void this.#verifyOnce(layerOfInode(held.inode))
+  }
+
+  /**
+   * Makes sure that no other layer passes for one of these. A chain ID names bytes, but of a lazy layer only the CID is
+   * checked at first: an image could claim the diff ID of a well-known base for bytes of its own, and containerd would use
+   * that snapshot for the well-known image too. So where another blob claims the same diff ID, it is fetched whole
+   * and checked before the new image is handed out. Rejects with BlockError if it cannot be fetched.
+   */
+  async checkRivals(image: ImageRecord, signal: AbortSignal): Promise<void> {
+    const { catalog, log } = this.#parts
+    for (const layer of image.layers) {
+      for (const { id, blobCid } of catalog.layersByDiffId(layer.diffId)) {
+        if (blobCid === layer.blobCid) continue
+        // Whether its image can be had is nothing to this one.
+        await this.#building.get(blobCid)?.catch(() => undefined)
+        const rival = catalog.layer(id)
+        if (rival?.state !== 'ready' || rival.verified) continue
+        log.warn(
+          { diffId: layer.diffId, ours: layer.blobCid, theirs: rival.blobCid },
+          'two blobs claim to be the same layer: checking the first one whole before the second is used',
+        )
+        await this.#fetchAndVerify(rival, signal)
+      }
+    }
+  }
+
+  /**
+   * Fetches what is missing of a layer, in the background's place in the queue, and checks the whole. Rejects with BlockError,
+   * or with LayerError: DATA_LOSS if it is not what its image promises.
+   */
+  async fetchWhole(
+    record: LayerRecord,
+    signal: AbortSignal,
+    onProgress?: () => void,
+  ): Promise<void> {
+    await this.#fetchAndVerify(record, signal, onProgress)
+    if (this.#parts.catalog.layer(record.id)?.state === 'corrupt') throw notAsPromised(record)
+  }
+
+  async #fetchAndVerify(
+    record: LayerRecord,
+    signal: AbortSignal,
+    onProgress?: () => void,
+  ): Promise<void> {
+    const held = this.#held(record.id)
+    const request = { priority: 'background', signal } as const
+    const missing = held.file.missingUnits().values()
+    const fetchNext = async (): Promise<void> => {
+      for (const unit of missing) {
+        await held.fill(unit, request)
+        onProgress?.()
+      }
+    }
+    // 8 at once keep a 100 Mbit/s link busy at 50 ms a round trip; the queue lets page faults pass.
+    await Promise.all(Array.from({ length: 8 }, fetchNext))
+    if (held.file.isComplete) await this.#verifyOnce(record.id)
+  }
+
+  /** Deletes a layer that no snapshot has. Rejects with LayerError FAILED_PRECONDITION while it is mounted. */
+  async remove(record: LayerRecord): Promise<void> {
+    const { catalog, store, mounts, server } = this.#parts
+    mounts.release(record.id)
+    await mounts.removeDerivedFrom(record.id)
+    server?.remove(fuseInode(record.id))
+    // The row goes last: files without one would be found and deleted, a row without files would be a layer.
+    await store.remove(fuseInode(record.id))
+    catalog.removeLayer(record.id)
+  }
+
+  /** Ends what is being built and checked. Mounts stay. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closing.abort()
+    await Promise.allSettled([...this.#building.values(), ...this.#verifying.values()])
+  }
+
+  async #build(layer: ImageLayer): Promise<LayerRecord> {
+    const { catalog, builder, server, log } = this.#parts
+    const started = performance.now()
+    const isNew = catalog.layerByBlob(layer.blobCid) === undefined
+    const id = catalog.beginLayer(layer)
+    try {
+      const { held, ...found } = await builder.build(id, layer, this.#closing.signal)
+      catalog.finishLayer(id, found)
+      server?.add(held)
+      log.info(
+        {
+          layer: layer.blobDigest,
+          cid: layer.blobCid,
+          ms: Math.round(performance.now() - started),
+          notLazyBecause: found.notLazyBecause,
+        },
+        `layer ${layer.blobDigest} can be mounted`,
+      )
+    } catch (error) {
+      if (isNew) catalog.removeLayer(id)
+      else catalog.markLost(id)
+      throw error
+    }
+    const record = catalog.layer(id)
+    if (record === undefined)
+      throw new LayerError('ABORTED', `layer ${layer.blobDigest} was removed`)
+    if (!record.verified && this.#held(id).file.isComplete) void this.#verify(record)
+    return record
+  }
+
+  async #verifyOnce(layer: number): Promise<void> {
+    const record = this.#parts.catalog.layer(layer)
+    // While it is being built, whoever builds it does this.
+    if (record?.state === 'ready' && !record.verified) await this.#verify(record)
+  }
+
+  #verify(record: LayerRecord): Promise<void> {
+    const running = this.#verifying.get(record.id)
+    if (running !== undefined) return running
+    const verifying = this.#check(record).finally(() => this.#verifying.delete(record.id))
+    this.#verifying.set(record.id, verifying)
+    return verifying
+  }
+
+  async #check(record: LayerRecord): Promise<void> {
+    const { catalog, builder, log, server, mounts, onVerificationFailure } = this.#parts
+    try {
+      const toc = await builder.toc(record.id)
+      const promised = { diffId: record.diffId, toc }
+      const verdict = await verifyLayer(this.#held(record.id), promised, this.#closing.signal)
+      if (verdict.kind === 'intact') {
+        catalog.markVerified(record.id)
+        log.debug(
+          { layer: record.blobDigest },
+          'all of a layer is here and is what its image promised',
+        )
+        return
+      }
+      catalog.markCorrupt(record.id)
+      mounts.release(record.id)
+      server?.remove(fuseInode(record.id))
+      onVerificationFailure(verdict.what)
+      log.error(
+        { layer: record.blobDigest, cid: record.blobCid },
+        `layer ${record.blobDigest} is not what its image promised, every read of it now fails: ${verdict.sentence}`,
+      )
+    } catch (error) {
+      if (this.#closing.signal.aborted) return
+      log.warn(
+        { layer: record.blobDigest, reason: String(error) },
+        `layer ${record.blobDigest} is complete and could not be checked; it is checked again after a restart`,
+      )
+    }
+  }
+
+  /** A snapshot names this layer: if its files were lost, an image that we remember says where to get them again. */
+  async #usable(layer: number): Promise<LayerRecord> {
+    const record = this.#parts.catalog.layer(layer)
+    if (record?.state === 'ready') return record
+    const named = record && this.#parts.catalog.imageLayer(record.blobCid)
+    if (named === undefined) {
+      throw new ImageError(
+        'NOT_FOUND',
+        `layer ${record?.blobDigest ?? layer} is no longer on this node, and no image that has it is known: remove the image and pull it again`,
+        { layer },
+      )
+    }
+    return this.ready(named)
+  }
+
+  #held(layer: number): LazyLayer {
+    const held = this.#parts.store.get(fuseInode(layer))
+    if (held === undefined) throw new LayerError('NOT_FOUND', `layer ${layer} is not on this node`)
+    return held
+  }
+}
+
+function notAsPromised({
+  blobDigest,
+  blobCid,
+}: Pick<LayerRecord, 'blobDigest' | 'blobCid'>): LayerError {
+  return new LayerError(
+    'DATA_LOSS',
+    `layer ${blobDigest} at ${blobCid} is not what its image promises; run 'ipdr cache rm ${blobDigest}' to try it again`,
+    { digest: blobDigest, cid: blobCid },
+  )
+}
+
+/** `work`, or a rejection as soon as `signal` aborts; the work itself goes on for others. */
+function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted()
+  const { promise, reject } = Promise.withResolvers<never>()
+  const abort = (): void => reject(signal.reason)
+  signal.addEventListener('abort', abort, { once: true })
+  return Promise.race([work, promise]).finally(() => signal.removeEventListener('abort', abort))
+}

@@ -1,0 +1,59 @@
+/** A frame of the blob: its compressed and decompressed length, and the SHA-256 (hex) of the content if it is a file's. */
+export type LeafFrame = {
+  readonly blobBytes: number
+  readonly layerBytes: number
+  readonly contentDigest?: string
+}
+
+/** From this compressed length on a content is a leaf alone, in bytes. 64 KiB: larger than any group around it should grow by. */
+export const OWN_LEAF_BYTES_MIN: number = 64 * 1024
+
+/** No leaf of small files ends before it has this many compressed bytes. 32 KiB: a request costs what 32 KiB at 50 MB/s cost. */
+export const LEAF_BYTES_MIN: number = 32 * 1024
+
+/** What leaves of small files come to on average, in compressed bytes. 128 KiB: half of Kubo's leaf, some 30 files. */
+export const LEAF_BYTES_USUAL: number = 128 * 1024
+
+/** What a leaf of small files grows to at most, in compressed bytes. 512 KiB. */
+export const LEAF_BYTES_MAX: number = 512 * 1024
+
+/** What a leaf decodes to at most, in bytes. 2 MiB: two long chunks, 10 ms to decode. */
+export const LEAF_LAYER_BYTES_MAX: number = 2 * 1024 * 1024
+
+/**
+ * Decides where the UnixFS leaves of a layer end: between frames, and after a file whose digest says so. The decision looks at
+ * that file and at the leaf so far only, so that a run of the same files becomes the same leaves in another layer. The chance
+ * grows with the length of the file, as if every byte were asked.
+ */
+export class LeafBoundaries {
+  #blobBytes = 0
+  #layerBytes = 0
+
+  /** Takes the next frame: does a leaf end before it, and does one end after it? */
+  place(frame: LeafFrame): { readonly endsBefore: boolean; readonly endsAfter: boolean } {
+    const { blobBytes, layerBytes, contentDigest } = frame
+    const alone = contentDigest !== undefined && blobBytes >= OWN_LEAF_BYTES_MIN
+    const full =
+      this.#blobBytes + blobBytes > LEAF_BYTES_MAX ||
+      this.#layerBytes + layerBytes > LEAF_LAYER_BYTES_MAX
+    const endsBefore = this.#blobBytes > 0 && (alone || full)
+    if (endsBefore) this.#reset()
+    this.#blobBytes += blobBytes
+    this.#layerBytes += layerBytes
+    const endsAfter =
+      alone || (contentDigest !== undefined && this.#drawn(contentDigest, blobBytes))
+    if (endsAfter) this.#reset()
+    return { endsBefore, endsAfter }
+  }
+
+  #drawn(contentDigest: string, blobBytes: number): boolean {
+    if (this.#blobBytes < LEAF_BYTES_MIN) return false
+    const draw = Number.parseInt(contentDigest.slice(0, 8), 16) / 2 ** 32
+    return draw < blobBytes / (LEAF_BYTES_USUAL - LEAF_BYTES_MIN)
+  }
+
+  #reset(): void {
+    this.#blobBytes = 0
+    this.#layerBytes = 0
+  }
+}

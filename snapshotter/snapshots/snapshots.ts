@@ -1,0 +1,354 @@
+import { join } from 'node:path'
+import { SnapshotError } from '../errors.ts'
+import type { Log } from '../log.ts'
+import { WallClock } from './clock.ts'
+import { SnapshotDirectories } from './directories.ts'
+import { diskUsage } from './disk-usage.ts'
+import { type FieldOf, parseFilters } from './filters.ts'
+import type { LazyLayers } from './lazy-layers.ts'
+import {
+  type ChainLink,
+  type Labels,
+  Metastore,
+  SNAPSHOT_REF_LABEL,
+  type SnapshotInfo,
+  type SnapshotRecord,
+  type Usage,
+} from './metastore.ts'
+import { type Mount, readOnlyMount, writableMount } from './mounts.ts'
+
+export type { Kind, Labels, SnapshotInfo, Usage } from './metastore.ts'
+export type { Mount } from './mounts.ts'
+
+/** What Prepare comes to: something to write to, or a layer that need not be downloaded. */
+export type Prepared =
+  | { readonly kind: 'active'; readonly mounts: readonly Mount[] }
+  | { readonly kind: 'committed'; readonly snapshot: SnapshotInfo }
+
+/** A new active snapshot or view: an empty one, or one built on the committed `parent`. */
+export type NewSnapshot = {
+  readonly key: string
+  readonly parent: string | undefined
+  readonly labels: Labels
+}
+
+/** Set by containerd 2.3 and later: the chain ID of the parent, also where it prepares all layers at once, without parents. */
+const PARENT_CHAIN_ID_LABEL = 'containerd.io/snapshot/parent-chain-id'
+
+/** Snapshots in one page of a list: what containerd's own server sends in one message. */
+const PAGE_SNAPSHOTS = 100
+
+/**
+ * A complete containerd snapshotter over overlayfs, whose committed snapshots may also be lazy layers. Snapshots survive
+ * the process at every point: a directory is made before and deleted after its row in the metastore, so that one
+ * without a row is garbage.
+ */
+export class Snapshots implements AsyncDisposable {
+  readonly #metastore: Metastore
+  readonly #directories: SnapshotDirectories
+  readonly #layers: LazyLayers
+  readonly #log: Pick<Log, 'warn'>
+  /** IDs whose directories are made and whose rows are not yet: no garbage. */
+  readonly #beingMade = new Set<number>()
+  readonly #inBackground = new Set<Promise<void>>()
+  /** Committed snapshots whose directories somebody deleted. */
+  #lost: ReadonlySet<number> = new Set()
+
+  private constructor(
+    parts: { metastore: Metastore; directories: SnapshotDirectories },
+    { layers, log }: { layers: LazyLayers; log: Pick<Log, 'warn'> },
+  ) {
+    this.#metastore = parts.metastore
+    this.#directories = parts.directories
+    this.#layers = layers
+    this.#log = log
+  }
+
+  /**
+   * Opens the snapshots under `root`, which this process alone may use, deletes what a killed process left half-made and
+   * makes good what a power cut took. Rejects with SnapshotError: UNAVAILABLE (in use), FAILED_PRECONDITION
+   * (written by a newer agent), INVALID_ARGUMENT (`root` cannot stand in mount options).
+   */
+  static async open(
+    { root }: { readonly root: string },
+    collaborators: { readonly layers: LazyLayers; readonly log: Pick<Log, 'warn'> },
+  ): Promise<Snapshots> {
+    const directories = await SnapshotDirectories.open(join(root, 'snapshots'))
+    const metastore = new Metastore(join(root, 'snapshots.db'), { clock: new WallClock() })
+    const snapshots = new Snapshots({ metastore, directories }, collaborators)
+    try {
+      await snapshots.#recover()
+    } catch (error) {
+      metastore[Symbol.dispose]()
+      throw error
+    }
+    return snapshots
+  }
+
+  /**
+   * Makes an active snapshot. If its labels ask for a layer by chain ID and the layer is one of ours, that layer becomes
+   * a committed snapshot on the same parent instead. Rejects with SnapshotError NOT_FOUND (parent), INVALID_ARGUMENT
+   * (parent not committed, label or key too long), ALREADY_EXISTS (key), or with what the layer cannot be had for.
+   */
+  async prepare(snapshot: NewSnapshot, signal: AbortSignal): Promise<Prepared> {
+    const claimed = await this.#claim(snapshot, signal)
+    if (claimed !== undefined) return { kind: 'committed', snapshot: claimed }
+    return { kind: 'active', mounts: await this.#create('active', snapshot, signal) }
+  }
+
+  /** Makes a read-only snapshot of `parent`. Rejects as `prepare`. */
+  async view(snapshot: NewSnapshot, signal: AbortSignal): Promise<readonly Mount[]> {
+    return await this.#create('view', snapshot, signal)
+  }
+
+  /** The mounts of an active snapshot or view, again. Rejects with NOT_FOUND, FAILED_PRECONDITION (committed), DATA_LOSS. */
+  async mounts(key: string, signal: AbortSignal): Promise<readonly Mount[]> {
+    const record = this.#metastore.get(key)
+    if (record.kind === 'committed') {
+      throw new SnapshotError(
+        'FAILED_PRECONDITION',
+        `snapshot ${key} is committed: it has no mounts`,
+      )
+    }
+    const lowerDirs = await this.#lowerDirs(record.parentId, signal)
+    return [this.#mountOf(record, lowerDirs)]
+  }
+
+  /**
+   * Turns the active snapshot `key` into the committed `name`. `parent` is for one that was prepared without. Rejects
+   * with ALREADY_EXISTS (name), NOT_FOUND, FAILED_PRECONDITION (not active), INVALID_ARGUMENT (another parent).
+   */
+  async commit(
+    change: NewSnapshot & { readonly name: string },
+    signal: AbortSignal,
+  ): Promise<SnapshotInfo> {
+    const { id } = this.#metastore.getCommittable(change.key, change.name)
+    const usage = await diskUsage(this.#directories.content(id), signal)
+    return this.#metastore.commit({ ...change, usage })
+  }
+
+  /**
+   * Forgets a snapshot at once and deletes its files in the background. Throws NOT_FOUND, or FAILED_PRECONDITION if
+   * others are built on it.
+   */
+  remove(key: string): void {
+    const { id, layer, layerReleased } = this.#metastore.remove(key)
+    this.#background(`deleting the directory of snapshot ${key}`, this.#directories.remove(id))
+    if (layer !== undefined && layerReleased) {
+      this.#background(`releasing layer ${layer} of snapshot ${key}`, this.#layers.released(layer))
+    }
+  }
+
+  /** Throws NOT_FOUND. */
+  stat(key: string): SnapshotInfo {
+    return this.#metastore.get(key)
+  }
+
+  /**
+   * Replaces labels: all, or those that `paths` name (`labels`, `labels.<key>`), and deletes those without a value.
+   * Throws NOT_FOUND, or INVALID_ARGUMENT for the path of anything that cannot be changed.
+   */
+  update(change: { name: string; labels: Labels; paths: readonly string[] }): SnapshotInfo {
+    return this.#metastore.update(change)
+  }
+
+  /**
+   * The snapshots that pass any of containerd's `filters`, in pages. Others may come and go while it is read; one that is
+   * there all the time is listed once. Throws INVALID_ARGUMENT before the first page.
+   */
+  *list(filters: readonly string[]): Generator<readonly SnapshotInfo[], void> {
+    const passes = parseFilters(filters)
+    let after = 0
+    for (;;) {
+      const page = this.#metastore.page(after, PAGE_SNAPSHOTS)
+      const last = page.at(-1)
+      if (last === undefined) return
+      const passed = page.filter((snapshot) => passes(fieldsOf(snapshot)))
+      if (passed.length > 0) yield passed
+      after = last.id
+    }
+  }
+
+  /** Without parents: measured now for an active snapshot, kept from the commit for a committed one. Rejects with NOT_FOUND. */
+  async usage(key: string, signal: AbortSignal): Promise<Usage> {
+    const record = this.#metastore.get(key)
+    if (record.kind === 'active')
+      return await diskUsage(this.#directories.content(record.id), signal)
+    return record.usage ?? { size: 0n, inodes: 0n }
+  }
+
+  /** Waits until what was removed is deleted, and deletes every directory that no snapshot has. */
+  async cleanup(): Promise<void> {
+    await this.#settled()
+    await this.#deleteOrphans()
+    await this.#settled()
+    this.#metastore.refillReserve()
+  }
+
+  /** The lazy layers that snapshots are made of: none of them may be deleted. */
+  layers(): ReadonlySet<number> {
+    return this.#metastore.layers()
+  }
+
+  /** Waits for what runs in the background and closes the metastore. Twice is harmless. Nothing is unmounted. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#settled()
+    this.#metastore[Symbol.dispose]()
+  }
+
+  async #claim(snapshot: NewSnapshot, signal: AbortSignal): Promise<SnapshotInfo | undefined> {
+    const { parent, labels } = snapshot
+    const layerChainId = labels.get(SNAPSHOT_REF_LABEL)
+    if (layerChainId === undefined) return undefined
+    // Unpacked in parallel, a layer gets its parent when it is committed: a claimed one never would.
+    if (parent === undefined && labels.has(PARENT_CHAIN_ID_LABEL)) return undefined
+    if (parent !== undefined) this.#metastore.getParent(parent)
+    const claimed = await this.#layers.claim({ layerChainId, labels, signal })
+    if (claimed === undefined) return undefined
+    const { layer, size, inodes } = claimed
+    return this.#metastore.commitLayer({
+      layerChainId,
+      parent,
+      labels,
+      layer,
+      usage: { size, inodes },
+    })
+  }
+
+  async #create(
+    kind: 'active' | 'view',
+    snapshot: NewSnapshot,
+    signal: AbortSignal,
+  ): Promise<readonly Mount[]> {
+    if (this.#metastore.find(snapshot.key) !== undefined) {
+      throw new SnapshotError('ALREADY_EXISTS', `snapshot ${snapshot.key} already exists`)
+    }
+    const id = this.#metastore.reserveId()
+    this.#beingMade.add(id)
+    let created: SnapshotRecord | undefined
+    try {
+      if (hasDirectory({ kind, parent: snapshot.parent })) await this.#directories.create(id, kind)
+      created = this.#metastore.create({ id, kind, ...snapshot })
+      const lowerDirs = await this.#lowerDirs(created.parentId, signal)
+      const [top] = lowerDirs
+      if (kind === 'active' && top !== undefined) await this.#directories.adoptRoot(id, top)
+      return [this.#mountOf(created, lowerDirs)]
+    } catch (error) {
+      // Else the key would be taken when containerd tries again.
+      if (created !== undefined && this.#metastore.hasId(id)) this.#metastore.remove(created.name)
+      this.#background(`deleting the directory of snapshot ${id}`, this.#directories.remove(id))
+      throw error
+    } finally {
+      this.#beingMade.delete(id)
+    }
+  }
+
+  #mountOf({ id, kind }: SnapshotRecord, lowerDirs: readonly string[]): Mount {
+    const content = this.#directories.content(id)
+    if (kind === 'view') return readOnlyMount(lowerDirs.length === 0 ? [content] : lowerDirs)
+    return writableMount({ upperDir: content, workDir: this.#directories.work(id) }, lowerDirs)
+  }
+
+  /** The directories of the snapshot `topId` and its parents, topmost first; lazy layers are mounted. */
+  async #lowerDirs(topId: number | undefined, signal: AbortSignal): Promise<string[]> {
+    if (topId === undefined) return []
+    const lowerDirs: string[] = []
+    for (const run of runsOf(this.#metastore.chain(topId))) {
+      if (Array.isArray(run)) lowerDirs.push(...(await this.#layers.lowerDirs(run, signal)))
+      else lowerDirs.push(this.#contentOf(run.id))
+    }
+    return lowerDirs
+  }
+
+  #contentOf(id: number): string {
+    const content = this.#directories.content(id)
+    if (!this.#lost.has(id)) return content
+    throw new SnapshotError(
+      'DATA_LOSS',
+      `${content} is gone, and with it a layer: remove the images that have it and pull them again`,
+    )
+  }
+
+  /** Runs before anything is served: the only writer of directories is then this. */
+  async #recover(): Promise<void> {
+    const names = await this.#directories.names()
+    const ids = new Set(names.map(Number))
+    for (const id of ids) if (Number.isSafeInteger(id)) this.#metastore.skipIds(id)
+    const lost = new Set<number>()
+    for (const record of this.#records()) {
+      if (!hasDirectory(record) || ids.has(record.id)) continue
+      // A power cut can take a directory whose row is on disk. What was in it was not on disk either.
+      if (record.kind === 'committed') {
+        lost.add(record.id)
+        this.#log.warn({ snapshot: record.name }, 'the directory of a committed snapshot is gone')
+      } else await this.#directories.create(record.id, record.kind)
+    }
+    this.#lost = lost
+    await this.#deleteOrphans()
+  }
+
+  /** Begins to delete the directories that no snapshot has. */
+  async #deleteOrphans(): Promise<void> {
+    for (const name of await this.#directories.names()) {
+      const id = Number(name)
+      if (this.#beingMade.has(id) || (Number.isSafeInteger(id) && this.#metastore.hasId(id)))
+        continue
+      this.#background(`deleting the orphaned directory ${name}`, this.#directories.remove(name))
+    }
+  }
+
+  *#records(): Generator<SnapshotRecord, void> {
+    let after = 0
+    for (;;) {
+      const page = this.#metastore.page(after, PAGE_SNAPSHOTS)
+      const last = page.at(-1)
+      if (last === undefined) return
+      yield* page
+      after = last.id
+    }
+  }
+
+  #background(doing: string, work: Promise<void>): void {
+    const done = work.catch((error: unknown) => {
+      this.#log.warn({}, `${doing} failed: ${String(error)}`)
+    })
+    this.#inBackground.add(done)
+    void done.finally(() => this.#inBackground.delete(done))
+  }
+
+  async #settled(): Promise<void> {
+    while (this.#inBackground.size > 0) await Promise.all(this.#inBackground)
+  }
+}
+
+/** Lazy layers and views of a parent have no content of their own. */
+function hasDirectory(
+  snapshot: Pick<SnapshotRecord, 'kind' | 'parent'> & { layer?: number | undefined },
+): boolean {
+  if (snapshot.layer !== undefined) return false
+  return snapshot.kind !== 'view' || snapshot.parent === undefined
+}
+
+/** The chain with neighbouring lazy layers together: they may be merged. */
+function runsOf(chain: readonly ChainLink[]): (ChainLink | { layer: number }[])[] {
+  const runs: (ChainLink | { layer: number }[])[] = []
+  for (const link of chain) {
+    const last = runs.at(-1)
+    if (link.layer === undefined) runs.push(link)
+    else if (Array.isArray(last)) last.push({ layer: link.layer })
+    else runs.push([{ layer: link.layer }])
+  }
+  return runs
+}
+
+/** The fields that containerd's filters know of a snapshot. */
+function fieldsOf(snapshot: SnapshotInfo): FieldOf {
+  return ([field, ...rest]) => {
+    if (field === 'name') return snapshot.name
+    if (field === 'kind') return snapshot.kind
+    // Present for every snapshot, and empty for one without a parent.
+    if (field === 'parent') return snapshot.parent ?? ''
+    if (field === 'labels') return snapshot.labels.get(rest.join('.'))
+    return undefined
+  }
+}

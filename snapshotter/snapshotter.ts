@@ -1,0 +1,407 @@
+import { BlobStore } from './blobs/blob-store.ts'
+import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
+import type { LazyLayer } from './blobs/lazy-layer.ts'
+import type { BlockSource, Priority } from './block-source.ts'
+import { IpdrImageDirectory } from './dag/ipdr-image-directory.ts'
+import { type KernelReport, probeKernel } from './erofs/probe-kernel.ts'
+import { CodedError, ImageError, LayerError } from './errors.ts'
+import { FuseServer } from './fuse/fuse-server.ts'
+import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts'
+import { Images } from './layers/images.ts'
+import { LayerBuilder } from './layers/layer-builder.ts'
+import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
+import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
+import { type LayerServer, Layers } from './layers/layers.ts'
+import { TableThread } from './layers/table-thread.ts'
+import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
+import type { Log } from './log.ts'
+import { parseImageReference } from './oci/reference.ts'
+import type { ImageDirectory, ServedManifest } from './registry-service.ts'
+import { Snapshots } from './snapshots/snapshots.ts'
+
+export type { KernelReport } from './erofs/probe-kernel.ts'
+export type { ImageRecord, LayerRecord } from './layers/catalog.ts'
+export type { LazyMount } from './layers/layer-mounts.ts'
+export type { WaitedRead } from './layers/waited-reads.ts'
+
+export type SnapshotterConfig = {
+  /** Everything that survives a reboot. */
+  readonly root: string
+  /** The open and mounted /dev/fuse, and where it is mounted. Undefined: nothing is mounted lazily. */
+  readonly fuse: { readonly fd: number; readonly dir: string } | undefined
+  readonly storeBytesMax: number
+  readonly fetchConcurrency: number
+  readonly foregroundDeadlineMs: number
+  readonly mergeLayersMin: number
+  readonly readAheadKb: number
+}
+
+/** How long a stop waits for reads that wait for bytes; then the next agent gets them. 5 s: others are given 20 s for all of a stop. */
+const STOP_LONGEST_MS = 5_000
+
+/** What the snapshotter tells whoever counts. */
+export type SnapshotterMetrics = {
+  readWaited(waitedMs: number): void
+  readFailed(code: string): void
+  verificationFailed(what: 'layer' | 'toc'): void
+}
+
+type Collaborators = {
+  readonly blocks: BlockSource
+  readonly log: Log
+  readonly metrics: SnapshotterMetrics
+}
+
+/** A layer, with what is on this node of it. */
+export type LayerStatus = LayerRecord & {
+  readonly presentBytes: number
+  readonly isComplete: boolean
+  readonly isMounted: boolean
+}
+
+/** What the kernel asked for since this process started. */
+export type ReadCounters = {
+  readonly requests: ReadonlyMap<string, number>
+  /** Bytes answered from this node's disk. */
+  readonly servedBytes: number
+  readonly misses: number
+  readonly failures: number
+}
+
+/**
+ * Everything between an image on IPFS and a mount: snapshots for containerd, images for the registry, lazy layers, their
+ * bytes and their mounts. Several may be open in one process, on roots and FUSE connections of their own.
+ */
+export class Snapshotter implements AsyncDisposable {
+  /** What containerd calls. */
+  readonly snapshots: Snapshots
+  /** The images that the registry serves. */
+  readonly directory: ImageDirectory
+  /** Which step of the kernel ladder this node stands on. */
+  readonly kernel: KernelReport
+  /** Rejects if the kernel can no longer be answered: the process must end, so that another one answers. */
+  readonly failed: Promise<never>
+  readonly #parts: Parts
+  readonly #opened: AsyncDisposableStack
+
+  private constructor(
+    faces: { snapshots: Snapshots; kernel: KernelReport },
+    parts: Parts,
+    opened: AsyncDisposableStack,
+  ) {
+    this.snapshots = faces.snapshots
+    this.directory = new IpdrImageDirectory(parts.blocks)
+    this.kernel = faces.kernel
+    this.failed = failureOf(parts.fuse)
+    this.#parts = parts
+    this.#opened = opened
+  }
+
+  /**
+   * Opens what an agent before left under `root` and starts to answer the kernel; needs no network. Rejects if the root is in
+   * use, on a full disk, or if it was written by a newer agent.
+   */
+  static async open(
+    config: SnapshotterConfig,
+    { blocks, log, metrics }: Collaborators,
+  ): Promise<Snapshotter> {
+    await using opened = new AsyncDisposableStack()
+    const closing = new AbortController()
+    opened.defer(() => closing.abort())
+    const kernel = probeKernel(config.root)
+    const isLazy = kernel.rung === 'erofs-file' && config.fuse !== undefined
+    if (isLazy) log.info({ rung: kernel.rung }, `layers are mounted lazily: ${kernel.reason}`)
+    else {
+      log.warn(
+        { rung: kernel.rung },
+        `layers are not mounted lazily, images are downloaded whole and unpacked: ${kernel.reason}`,
+      )
+    }
+    const places = layerPlaces(config.root, config.fuse?.dir ?? '')
+    const catalog = opened.use(new Catalog(`${config.root}/catalog.db`))
+    const queue = new FetchQueue<Uint8Array>({
+      ...DEFAULT_FETCH_LIMITS,
+      total: config.fetchConcurrency,
+      deadlineMs: { ...DEFAULT_FETCH_LIMITS.deadlineMs, foreground: config.foregroundDeadlineMs },
+    })
+    const waited = new WaitedReads((layer) => builder.toc(layer))
+    const store = opened.use(
+      await BlobStore.open(
+        { root: `${config.root}/layers`, bytesMax: config.storeBytesMax },
+        {
+          queue,
+          log,
+          onWait: (wait) => {
+            waited.add(wait)
+            metrics.readWaited(wait.durationMs)
+            if (wait.error !== undefined) metrics.readFailed(codeOf(wait.error))
+          },
+          onComplete: (held) => layers.completed(held),
+        },
+      ),
+    )
+    const tables = opened.use(new TableThread())
+    const builder = new LayerBuilder(
+      { places, layerBytesMax: config.storeBytesMax },
+      { store, blocks, log, tables },
+    )
+    const mounts = new LayerMounts(
+      { places, mergeLayersMin: config.mergeLayersMin, readAheadKb: config.readAheadKb },
+      {
+        store,
+        log,
+        tables,
+        isVerified: (layer) => catalog.layer(layer)?.verified ?? false,
+        signal: closing.signal,
+      },
+    )
+    const describe = async (inode: number, offset: number): Promise<string> => {
+      const layer = layerOfInode(inode)
+      // Before anything is waited for: reads also fail because all of this is being closed.
+      const digest = catalog.layer(layer)?.blobDigest ?? `layer ${layer}`
+      return `${(await waited.pathAt(layer, offset)) ?? 'bytes between files'} (layer ${digest})`
+    }
+    const fuse =
+      isLazy && config.fuse !== undefined
+        ? new FuseServer({ deviceFd: config.fuse.fd }, { source: store, log, describe })
+        : undefined
+    const layers = opened.use(
+      new Layers({
+        catalog,
+        store,
+        builder,
+        mounts,
+        server: fuse && layerServer(fuse),
+        log,
+        onVerificationFailure: (what) => metrics.verificationFailed(what),
+      }),
+    )
+    // First of what changes anything: it alone knows whether another agent is at work on this root.
+    const snapshots = opened.use(await Snapshots.open({ root: config.root }, { layers, log }))
+    await layers.recover()
+    // Last: a read of a layer that is not held yet would fail.
+    await fuse?.start()
+    if (fuse !== undefined && config.fuse !== undefined) {
+      const { dir } = config.fuse
+      const patienceMs = Math.min(STOP_LONGEST_MS, config.foregroundDeadlineMs)
+      opened.defer(() => fuse.stop(dir, AbortSignal.timeout(patienceMs)))
+    }
+    const images = new Images({ catalog, blocks })
+    return new Snapshotter(
+      { snapshots, kernel },
+      { catalog, store, queue, builder, mounts, layers, images, waited, fuse, blocks },
+      opened.move(),
+    )
+  }
+
+  /**
+   * To be called with every manifest that the registry serves, before its answer: containerd will name its layers, or find
+   * them under their chain IDs. Rejects if the manifest must not be handed out: with ImageError or BlockError if it cannot be
+   * told what its layers are, or whether a layer that is here and passes for one of them is what it claims to be.
+   */
+  async manifestServed(
+    { root, digest, bytes }: ServedManifest,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { images, layers } = this.#parts
+    const image = await images
+      .remember(root, { bytes, digest }, { priority: 'foreground', signal })
+      .catch((error: unknown) => {
+        // No container image but another artifact, which has no chain IDs.
+        if (error instanceof ImageError && error.code === 'FAILED_PRECONDITION') return undefined
+        throw error
+      })
+    if (image !== undefined) await layers.checkRivals(image, signal)
+  }
+
+  /**
+   * Makes the layers of an image mountable and, with `all`, fetches them whole; calls `onProgress` for each step of each
+   * layer. Rejects with ImageError, BlockError or LayerError: the first that went wrong, after all have ended.
+   */
+  async pull(reference: string, { all, signal, onProgress }: PullOptions): Promise<ImageRecord> {
+    const { images, layers, store } = this.#parts
+    const { root, selector } = parseImageReference(reference)
+    const image = await images.resolve(root, selector, { priority: 'foreground', signal })
+    await layers.checkRivals(image, signal)
+    const pulled = await Promise.allSettled(
+      image.layers.map(async (layer) => {
+        const record = await layers.ready(layer)
+        const progress = (): void =>
+          onProgress({
+            digest: layer.blobDigest,
+            presentBytes: store.get(fuseInode(record.id))?.file.presentBytes ?? 0,
+            layerBytes: record.layerSize,
+          })
+        progress()
+        if (all) await layers.fetchWhole(record, signal, progress)
+      }),
+    )
+    const failed = pulled.find((each) => each.status === 'rejected')
+    if (failed !== undefined) throw failed.reason
+    return image
+  }
+
+  images(): ImageRecord[] {
+    return this.#parts.catalog.images()
+  }
+
+  layers(): LayerStatus[] {
+    const { catalog, store, mounts } = this.#parts
+    return catalog.layers().map((record) => {
+      const file = store.get(fuseInode(record.id))?.file
+      return {
+        ...record,
+        presentBytes: file?.presentBytes ?? 0,
+        isComplete: file?.isComplete ?? false,
+        isMounted: mounts.isMounted(record.id),
+      }
+    })
+  }
+
+  mounts(): LazyMount[] {
+    return this.#parts.mounts.list()
+  }
+
+  /** Reads that had to wait, of the layers of an image (root CID, manifest digest or reference) or of all. */
+  async waitedFor(subject?: string): Promise<WaitedRead[]> {
+    const { catalog, waited } = this.#parts
+    if (subject === undefined) return waited.list()
+    const named = new Set(
+      this.#imagesNamed(subject).flatMap(({ layers }) => layers.map(({ blobCid }) => blobCid)),
+    )
+    const layers = catalog.layers().filter(({ blobCid }) => named.has(blobCid))
+    return waited.list(new Set(layers.map(({ id }) => id)))
+  }
+
+  reads(): ReadCounters {
+    const counters = this.#parts.fuse?.counters()
+    return {
+      requests: counters?.requests ?? new Map(),
+      servedBytes: counters?.hitBytes ?? 0,
+      misses: counters?.misses ?? 0,
+      failures: counters?.failures ?? 0,
+    }
+  }
+
+  queueDepths(): Readonly<Record<Priority, number>> {
+    return this.#parts.queue.depth
+  }
+
+  /** Bytes that layers take on disk. */
+  storeBytes(): Promise<number> {
+    return this.#parts.store.diskBytes()
+  }
+
+  /**
+   * Deletes layers that no snapshot has, least recently used first, until the store has at most `targetBytes`.
+   * Resolves to what was freed.
+   */
+  async collectGarbage(targetBytes: number): Promise<{ freedBytes: number; layers: number }> {
+    const before = await this.storeBytes()
+    const used = this.snapshots.layers()
+    const unused = this.#parts.catalog
+      .layers()
+      .filter(({ id }) => !used.has(id))
+      .toSorted((a, b) => a.lastUsedMs - b.lastUsedMs)
+    let removed = 0
+    for (const record of unused) {
+      if ((await this.storeBytes()) <= targetBytes && targetBytes > 0) break
+      await this.#parts.layers.remove(record)
+      removed += 1
+    }
+    this.#forgetImagesWithoutLayers()
+    return { freedBytes: before - (await this.storeBytes()), layers: removed }
+  }
+
+  /** Deletes one layer by its blob's digest or CID. Rejects with LayerError NOT_FOUND, or FAILED_PRECONDITION if an image on this node has it. */
+  async removeLayer(name: string): Promise<{ freedBytes: number }> {
+    const record = this.#parts.catalog
+      .layers()
+      .find(({ blobDigest, blobCid }) => blobDigest === name || blobCid === name)
+    if (record === undefined) {
+      throw new LayerError('NOT_FOUND', `no layer ${name} on this node; 'ipdr cache ls' lists them`)
+    }
+    if (this.snapshots.layers().has(record.id)) {
+      throw new LayerError(
+        'FAILED_PRECONDITION',
+        `layer ${name} belongs to an image that containerd has: remove the image first`,
+      )
+    }
+    const before = await this.storeBytes()
+    await this.#parts.layers.remove(record)
+    return { freedBytes: before - (await this.storeBytes()) }
+  }
+
+  /** How many lazy mounts a container may still stand on: those stay when the agent stops. */
+  mountsInUse(): number {
+    for (const page of this.snapshots.list(['kind==active', 'kind==view'])) {
+      if (page.length > 0) return this.mounts().length
+    }
+    return 0
+  }
+
+  /** Waits for what is in flight and closes everything. Mounts stay: containers may use them. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#opened.disposeAsync()
+  }
+
+  /** They are found again when they are pulled again; until then their names would only add up. */
+  #forgetImagesWithoutLayers(): void {
+    const { catalog } = this.#parts
+    const here = new Set(catalog.layers().map(({ blobCid }) => blobCid))
+    for (const { id, layers } of catalog.images()) {
+      if (!layers.some(({ blobCid }) => here.has(blobCid))) catalog.forgetImage(id)
+    }
+  }
+
+  #imagesNamed(subject: string): ImageRecord[] {
+    const images = this.images()
+    const exact = images.filter(
+      ({ rootCid, manifestDigest }) => subject === rootCid || subject === manifestDigest,
+    )
+    if (exact.length > 0) return exact
+    const { root } = parseImageReference(subject)
+    return images.filter(({ rootCid }) => rootCid === root.toV1().toString())
+  }
+}
+
+export type PullOptions = {
+  readonly all: boolean
+  readonly signal: AbortSignal
+  readonly onProgress: (step: {
+    readonly digest: string
+    readonly presentBytes: number
+    readonly layerBytes: number
+  }) => void
+}
+
+type Parts = {
+  readonly catalog: Catalog
+  readonly store: BlobStore
+  readonly queue: FetchQueue<Uint8Array>
+  readonly builder: LayerBuilder
+  readonly mounts: LayerMounts
+  readonly layers: Layers
+  readonly images: Images
+  readonly waited: WaitedReads
+  readonly fuse: FuseServer | undefined
+  readonly blocks: BlockSource
+}
+
+/** An end that was asked for is no failure. */
+async function failureOf(fuse: FuseServer | undefined): Promise<never> {
+  await fuse?.ended()
+  return new Promise<never>(() => {})
+}
+
+function layerServer(fuse: FuseServer): LayerServer {
+  return {
+    add: ({ inode, name, file }: LazyLayer) =>
+      fuse.add({ inode, name, size: file.map.layerSize, units: file.units }),
+    remove: (inode) => fuse.remove(inode),
+  }
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof CodedError ? error.code : 'INTERNAL'
+}
