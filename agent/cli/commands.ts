@@ -1,0 +1,35 @@
+import type { Command } from './command.ts'
+import { cacheGc } from './commands/cache-gc.ts'
+import { cacheLs } from './commands/cache-ls.ts'
+import { cacheRm } from './commands/cache-rm.ts'
+import { inspect } from './commands/inspect.ts'
+import { pull } from './commands/pull.ts'
+import { push } from './commands/push.ts'
+import { repositoryGc } from './commands/repository-gc.ts'
+import { repositoryLs } from './commands/repository-ls.ts'
+import { repositoryRm } from './commands/repository-rm.ts'
+import { serve } from './commands/serve.ts'
+import { status } from './commands/status.ts'
+import { waited } from './commands/waited.ts'
+
+/** Every command, in the order of the help: first a publisher's, then a node's. */
+export const COMMANDS: readonly Command[] = [
+  push,
+  serve,
+  inspect,
+  repositoryLs,
+  repositoryRm,
+  repositoryGc,
+  pull,
+  status,
+  waited,
+  cacheLs,
+  cacheGc,
+  cacheRm,
+]
+
+/** First words that several commands share, with their line in the help. */
+export const COMMAND_GROUPS: Readonly<Record<string, string>> = {
+  repository: 'List, remove and clean up the images that you published',
+  cache: 'List and free the layers that this node keeps',
+}

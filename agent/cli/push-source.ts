@@ -1,0 +1,43 @@
+import { stat } from 'node:fs/promises'
+import { EXIT_CODES } from './exit-codes.ts'
+import { CommandFailure } from './failure.ts'
+
+/** Where an image to push comes from. */
+export type PushSource =
+  /** An OCI layout, or a tar; `name` chooses among several images. */
+  | { readonly kind: 'path'; readonly path: string; readonly name?: string }
+  | { readonly kind: 'containerd'; readonly name: string }
+  | { readonly kind: 'stdin' }
+
+/** Reads `<source>` of ipdr push. Rejects with CommandFailure: usage, or not found if there is no such path. */
+export async function parsePushSource(text: string): Promise<PushSource> {
+  if (text === '-') return { kind: 'stdin' }
+  const [, scheme, rest] = /^(oci|docker-archive|containerd):(.*)$/s.exec(text) ?? []
+  if (scheme === undefined || rest === undefined) {
+    if (text !== '' && (await exists(text))) return { kind: 'path', path: text }
+    throw new CommandFailure(
+      EXIT_CODES.notFound,
+      `there is no ${text === '' ? 'source without a name' : text}`,
+      'Give a path, - for standard input, or oci:DIR, docker-archive:FILE, containerd:IMAGE.',
+    )
+  }
+  if (rest === '') {
+    throw new CommandFailure(EXIT_CODES.usage, `${scheme}: says where from, but not what`)
+  }
+  if (scheme === 'containerd') return { kind: 'containerd', name: rest }
+  return await pathAndName(rest)
+}
+
+/** `path[:name]`; a colon may be part of either, so the longest path that is there counts. */
+async function pathAndName(text: string): Promise<PushSource> {
+  if (await exists(text)) return { kind: 'path', path: text }
+  for (let colon = text.lastIndexOf(':'); colon > 0; colon = text.lastIndexOf(':', colon - 1)) {
+    const path = text.slice(0, colon)
+    if (await exists(path)) return { kind: 'path', path, name: text.slice(colon + 1) }
+  }
+  throw new CommandFailure(EXIT_CODES.notFound, `there is no file or directory ${text}`)
+}
+
+async function exists(path: string): Promise<boolean> {
+  return (await stat(path).catch(() => undefined)) !== undefined
+}

@@ -1,0 +1,176 @@
+import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
+import { z } from 'zod'
+import { CodedError } from '../snapshotter/errors.ts'
+
+/** A configuration that cannot be used; the message names every field that is wrong. */
+export class ConfigError extends CodedError {}
+
+/** `host:port` of a TCP listener. Port 0 lets the kernel choose. */
+export type ListenAddress = { readonly host: string; readonly port: number }
+
+const MiB = 1024 ** 2
+const GiB = 1024 ** 3
+
+/** sun_path holds 108 bytes, the last one NUL (unix(7)). */
+const SOCKET_PATH_BYTES_MAX = 107
+
+const absolutePath = z
+  .string()
+  .regex(/^\/[^\0]*$/, 'must be an absolute path')
+  .max(200, 'must be at most 200 bytes: mount options of 128 layers share one 4,096-byte page')
+
+const socketPath = absolutePath.max(
+  SOCKET_PATH_BYTES_MAX,
+  `must be at most ${SOCKET_PATH_BYTES_MAX} bytes, the kernel's limit for a socket path`,
+)
+
+const listenAddress = z.string().transform((text, ctx): ListenAddress => {
+  const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text)
+  const host = match?.[1] ?? match?.[2] ?? ''
+  const port = Number(match?.[3])
+  if (isIP(host) === 0 || !(port <= 65_535)) {
+    ctx.addIssue(`must be IP:port, like 127.0.0.1:5080 or [::1]:5080, not '${text}'`)
+    return z.NEVER
+  }
+  return { host, port }
+})
+
+/** What the agent was told to do, checked and with every default filled in. Units are in the names. */
+export type Config = {
+  /** Snapshots, layers and databases. Must lie on ext4, xfs or btrfs: EROFS mounts files from it. */
+  readonly root: string
+  /** Sockets, the FUSE mount and what is forgotten at reboot. */
+  readonly runDir: string
+  readonly log: {
+    readonly level: 'trace' | 'debug' | 'info' | 'warn' | 'error'
+    /** `json` for machines, `text` for a terminal. */
+    readonly format: 'json' | 'text'
+  }
+  /** Where containerd's proxy_plugins entry points; `<runDir>/snapshotter.sock` unless given. */
+  readonly snapshotter: { readonly socketPath: string }
+  /** Where the `ipdr` command talks to the agent; `<runDir>/admin.sock` unless given. */
+  readonly admin: { readonly socketPath: string }
+  /** The OCI endpoint that hosts.toml points to. Loopback: it serves whoever can connect. */
+  readonly registry: { readonly listen: ListenAddress }
+  /** /metrics, /livez and /readyz. */
+  readonly monitoring: { readonly listen: ListenAddress }
+  readonly ipfs: {
+    /** Trustless HTTP gateways, tried before bitswap, like http://10.0.0.7:8080. */
+    readonly gateways: readonly string[]
+    /** Multiaddrs dialled at start and kept connected. */
+    readonly peers: readonly string[]
+    /** Multiaddrs to listen on; none: the node only dials. */
+    readonly listen: readonly string[]
+    /** Fetch by bitswap over libp2p from `peers`. */
+    readonly bitswap: boolean
+  }
+  readonly fetch: {
+    /** How long a page fault may wait for its bytes before it becomes EIO. */
+    readonly foregroundDeadlineMs: number
+    /** Units on their way at once. */
+    readonly concurrency: number
+  }
+  /** Layer bytes kept on disk before the least recently used ones are dropped. */
+  readonly store: { readonly bytesMax: number }
+  readonly mounts: {
+    /**
+     * From how many lazy layers on an image is mounted as one merged EROFS instead of a mount a layer. Below it,
+     * layers share mounts, and page cache, between images.
+     */
+    readonly mergeLayersMin: number
+    /** Read-ahead of lazy mounts. */
+    readonly readAheadKb: number
+  }
+}
+
+const multiaddrs = (countMax: number) => z.array(z.string().startsWith('/').max(512)).max(countMax)
+
+const configSchema = z.strictObject({
+  root: absolutePath.default('/var/lib/ipdr-agent'),
+  runDir: absolutePath.default('/run/ipdr-agent'),
+  log: z
+    .strictObject({
+      level: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
+      format: z.enum(['json', 'text']).default('json'),
+    })
+    .prefault({}),
+  snapshotter: z.strictObject({ socketPath: socketPath.optional() }).prefault({}),
+  admin: z.strictObject({ socketPath: socketPath.optional() }).prefault({}),
+  registry: z.strictObject({ listen: listenAddress.prefault('127.0.0.1:5080') }).prefault({}),
+  monitoring: z.strictObject({ listen: listenAddress.prefault('127.0.0.1:5081') }).prefault({}),
+  ipfs: z
+    .strictObject({
+      gateways: z
+        .array(z.url({ protocol: /^https?$/ }))
+        .max(64)
+        .default([]),
+      peers: multiaddrs(64).default([]),
+      listen: multiaddrs(16).default([]),
+      bitswap: z.boolean().default(true),
+    })
+    .prefault({}),
+  fetch: z
+    .strictObject({
+      // 30 s: three providers at a time-out of 10 s.
+      foregroundDeadlineMs: z.number().int().min(100).max(600_000).default(30_000),
+      // 32 × 512 KiB = 16 MiB in flight: 1.3 s of a 100 Mbit/s link.
+      concurrency: z.number().int().min(1).max(256).default(32),
+    })
+    .prefault({}),
+  store: z
+    .strictObject({
+      bytesMax: z
+        .number()
+        .int()
+        .min(64 * MiB)
+        .default(50 * GiB),
+    })
+    .prefault({}),
+  mounts: z
+    .strictObject({
+      // 24: overlay costs about 0.25 ms a layer and mount, 6 ms at 24.
+      mergeLayersMin: z.number().int().min(2).max(500).default(24),
+      // 1 MiB: four FUSE READs at their largest, so that both threads have work.
+      readAheadKb: z.number().int().min(4).max(16_384).default(1024),
+    })
+    .prefault({}),
+})
+
+/** Checks a configuration. Throws ConfigError INVALID_ARGUMENT that names every wrong or unknown field. */
+export function parseConfig(value: unknown, origin = 'configuration'): Config {
+  const parsed = configSchema.safeParse(value)
+  if (!parsed.success) {
+    const problems = parsed.error.issues.map((issue) => {
+      const at = issue.path.length === 0 ? 'top level' : issue.path.join('.')
+      return `${at}: ${issue.message}`
+    })
+    throw new ConfigError('INVALID_ARGUMENT', `${origin}: ${problems.join('; ')}`, { origin })
+  }
+  const config = parsed.data
+  return {
+    ...config,
+    snapshotter: {
+      socketPath: config.snapshotter.socketPath ?? `${config.runDir}/snapshotter.sock`,
+    },
+    admin: { socketPath: config.admin.socketPath ?? `${config.runDir}/admin.sock` },
+  }
+}
+
+/** Reads and checks a JSON file. Throws ConfigError with the path and, for bad JSON, the parser's position. */
+export function readConfig(path: string): Config {
+  let text: string
+  try {
+    text = readFileSync(path, 'utf8')
+  } catch (error) {
+    throw new ConfigError('NOT_FOUND', `cannot read configuration file ${path}`, { path }, error)
+  }
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error)
+    throw new ConfigError('INVALID_ARGUMENT', `${path} is not JSON: ${reason}`, { path }, error)
+  }
+  return parseConfig(value, path)
+}

@@ -1,0 +1,149 @@
+import { once } from 'node:events'
+import { mkdir } from 'node:fs/promises'
+import { registryService } from '../snapshotter/registry-service.ts'
+import { snapshotsService } from '../snapshotter/snapshots-service.ts'
+import { Snapshotter } from '../snapshotter/snapshotter.ts'
+import { adminService } from './admin-service.ts'
+import type { Config } from './config.ts'
+import { GrpcServer } from './grpc-server.ts'
+import { HttpServer } from './http-server.ts'
+import { releaseIdleMemory } from './idle-memory.ts'
+import { BlockSources } from './ipfs/block-sources.ts'
+import { GatewayClient } from './ipfs/gateway-client.ts'
+import type { HeliaNode } from './ipfs/helia-node.ts'
+import type { Logger } from './logger.ts'
+import { Metrics } from './metrics.ts'
+import { monitoringRoutes } from './monitoring.ts'
+import { placesOf } from './places.ts'
+import type { WorkerMessage } from './worker-message.ts'
+
+/** How often the supervisor hears from us; it gives up after thirty times that. */
+const ALIVE_INTERVAL_MS = 1000
+
+/**
+ * Runs the data path until `stop` aborts, then releases everything in reverse order: images, snapshots and page faults.
+ * `fuseFd` is the mounted /dev/fuse that the supervisor keeps. Rejects if a part cannot start.
+ */
+export async function runDataWorker(
+  config: Config,
+  { fuseFd }: { readonly fuseFd: number | undefined },
+  stop: AbortSignal,
+  log: Logger,
+): Promise<void> {
+  let lazyMountsInUse = 0
+  {
+    await using opened = new AsyncDisposableStack()
+    const places = placesOf(config)
+    await mkdir(config.root, { recursive: true, mode: 0o700 })
+    await mkdir(config.runDir, { recursive: true, mode: 0o700 })
+    const metrics = new Metrics()
+    const gateways = config.ipfs.gateways.map((url) => opened.use(new GatewayClient(url)))
+    const node = await heliaNode(config, log.child({ part: 'libp2p' }))
+    if (node !== undefined) opened.use(node)
+    const blocks = new BlockSources([...gateways, ...(node?.providers ?? [])], {
+      log: log.child({ part: 'ipfs' }),
+      onBytes: (source, bytes) => {
+        if (source !== 'memory') metrics.fetched(source, bytes)
+      },
+      onVerificationFailure: () => metrics.verificationFailed('block'),
+    })
+    const snapshotter = opened.use(
+      await Snapshotter.open(
+        {
+          root: config.root,
+          fuse: fuseFd === undefined ? undefined : { fd: fuseFd, dir: places.fuseDir },
+          storeBytesMax: config.store.bytesMax,
+          fetchConcurrency: config.fetch.concurrency,
+          foregroundDeadlineMs: config.fetch.foregroundDeadlineMs,
+          ...config.mounts,
+        },
+        { blocks, log: log.child({ part: 'snapshotter' }), metrics },
+      ),
+    )
+    // Counted before anything closes, for the supervisor: what is in use must stay mounted.
+    opened.defer(() => {
+      lazyMountsInUse = snapshotter.mountsInUse()
+    })
+    metrics.observe({
+      fuseRequests: () => snapshotter.reads().requests,
+      servedBytes: () => snapshotter.reads().servedBytes,
+      queueDepths: () => snapshotter.queueDepths(),
+      lazyMounts: () => snapshotter.mounts().length,
+      storeBytes: () => snapshotter.storeBytes(),
+    })
+    const grpc = {
+      log: log.child({ part: 'grpc' }),
+      signal: stop,
+      onCall: metrics.call.bind(metrics),
+    }
+    opened.use(
+      await GrpcServer.listen(
+        config.admin,
+        [
+          adminService(
+            { storeBytesMax: config.store.bytesMax },
+            {
+              snapshotter,
+              metrics,
+              identity: () => ({
+                peerId: node?.peerId ?? '',
+                addresses: node?.multiaddrs ?? [],
+              }),
+            },
+          ),
+        ],
+        grpc,
+      ),
+    )
+    const registry = opened.use(
+      await HttpServer.listen(
+        config.registry.listen,
+        registryService({
+          images: snapshotter.directory,
+          log: log.child({ part: 'registry' }),
+          onManifest: (served, signal) => snapshotter.manifestServed(served, signal),
+          onSent: (kind, bytes) => metrics.registrySent(kind, bytes),
+        }),
+      ),
+    )
+    // The registry first: containerd pulls as soon as it finds the snapshotter.
+    opened.use(
+      await GrpcServer.listen(config.snapshotter, [snapshotsService(snapshotter.snapshots)], grpc),
+    )
+    const monitoring = opened.use(
+      await HttpServer.listen(
+        config.monitoring.listen,
+        monitoringRoutes({ metrics, readiness: () => (stop.aborted ? 'stopping' : undefined) }),
+      ),
+    )
+    tell({ kind: 'ready', rung: snapshotter.kernel.rung })
+    const alive = setInterval(() => tell({ kind: 'alive' }), ALIVE_INTERVAL_MS)
+    opened.defer(() => clearInterval(alive))
+    opened.use(releaseIdleMemory(() => metrics.fetchedBytes))
+    log.info(
+      {
+        snapshotter: config.snapshotter.socketPath,
+        registry: registry.address,
+        monitoring: monitoring.address,
+        rung: snapshotter.kernel.rung,
+      },
+      'ready',
+    )
+    if (!stop.aborted) await Promise.race([once(stop, 'abort'), snapshotter.failed])
+    log.info({}, 'stopping: waiting for what is in flight')
+  }
+  tell({ kind: 'stopped', lazyMountsInUse })
+}
+
+/** This node on libp2p, if it is to have a part in it: the packages alone take tens of megabytes. */
+async function heliaNode(config: Config, log: Logger): Promise<HeliaNode | undefined> {
+  const { bitswap, peers, listen } = config.ipfs
+  if (!bitswap || (peers.length === 0 && listen.length === 0)) return undefined
+  const { HeliaNode } = await import('./ipfs/helia-node.ts')
+  return HeliaNode.start({ keyPath: `${config.root}/libp2p.key`, peers, listen }, { log })
+}
+
+/** Tells the supervisor, if there is one. */
+function tell(message: WorkerMessage): void {
+  if (process.connected) process.send?.(message)
+}

@@ -1,0 +1,130 @@
+import { spawn } from 'node:child_process'
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { z } from 'zod'
+import {
+  adoptLayerFiles,
+  detachMountsBelow,
+  mountLayerFiles,
+} from '../snapshotter/fuse-connection.ts'
+import type { Logger } from './logger.ts'
+
+/** The descriptor number at which the keeper holds /dev/fuse: the first after stdin, stdout, stderr. */
+const KEEPER_FUSE_FD = 3
+
+const keeperRecord = z.strictObject({
+  pid: z.number().int().positive(),
+  /** Field 22 of /proc/<pid>/stat, clock ticks since boot: tells a reused pid apart. */
+  startTicks: z.string(),
+})
+
+/** The one FUSE connection of this node, and how it came to us. */
+export type FuseConnection = {
+  readonly fd: number
+  /** True: mounts of an earlier agent live on, and requests sent to it must be sent again. */
+  readonly adopted: boolean
+  /** The process that holds the connection open while no agent runs. */
+  readonly keeperPid: number
+}
+
+type KeeperPlace = {
+  /** Where the flat file system of layers is mounted. */
+  readonly fuseDir: string
+  /** Where lazy layers are mounted; what lies here is stale once the connection is new. */
+  readonly lazyMountsDir: string
+  /** Names the keeper process. */
+  readonly recordPath: string
+}
+
+/**
+ * Adopts the FUSE connection of an agent that ran before, or makes a new one.
+ *
+ * The kernel ends a FUSE connection when the last descriptor of it closes, and every container that still needs bytes
+ * then reads EIO for ever. So a process that does nothing and never ends early, `sleep infinity`, holds a copy of the
+ * descriptor; a new agent takes it back with pidfd_getfd(2). It is started outside our session so that it outlives us.
+ * Throws KernelError if /dev/fuse cannot be opened or mounted.
+ */
+export function openFuseConnection(place: KeeperPlace, log: Logger): FuseConnection {
+  const kept = runningKeeper(place.recordPath)
+  if (kept !== undefined) {
+    const fd = adoptLayerFiles({ pid: kept, fd: KEEPER_FUSE_FD, target: place.fuseDir })
+    if (fd !== undefined) {
+      log.info(
+        { keeperPid: kept },
+        'took over the FUSE connection of the agent before; its mounts live on',
+      )
+      return { fd, adopted: true, keeperPid: kept }
+    }
+    endKeeper(place.recordPath)
+  }
+  for (const target of detachMountsBelow([place.lazyMountsDir, place.fuseDir])) {
+    log.warn(
+      { target },
+      'detached a mount whose FUSE connection is gone; pods that still use it must be restarted',
+    )
+  }
+  mkdirSync(place.fuseDir, { recursive: true })
+  const fd = mountLayerFiles(place.fuseDir)
+  const keeper = spawn('sleep', ['infinity'], {
+    detached: true,
+    cwd: '/',
+    argv0: 'ipdr-fuse-keeper',
+    env: {},
+    stdio: ['ignore', 'ignore', 'ignore', fd],
+  })
+  keeper.unref()
+  if (keeper.pid === undefined) throw new Error('cannot start the FUSE keeper: sleep(1) is missing')
+  writeRecord(place.recordPath, keeper.pid)
+  return { fd, adopted: false, keeperPid: keeper.pid }
+}
+
+/** Unmounts everything and ends the keeper: for a node on which no container uses a lazy layer any more. */
+export function closeFuseConnection(place: KeeperPlace): void {
+  detachMountsBelow([place.lazyMountsDir, place.fuseDir])
+  endKeeper(place.recordPath)
+}
+
+function writeRecord(path: string, pid: number): void {
+  const startTicks = processStartTicks(pid)
+  if (startTicks === undefined) throw new Error(`the FUSE keeper, process ${pid}, ended at once`)
+  writeFileSync(`${path}.new`, JSON.stringify({ pid, startTicks }))
+  renameSync(`${path}.new`, path)
+}
+
+function runningKeeper(recordPath: string): number | undefined {
+  let text: string
+  try {
+    text = readFileSync(recordPath, 'utf8')
+  } catch {
+    return undefined // No agent ran before on this boot: runDir does not survive one.
+  }
+  const record = keeperRecord.safeParse(parsedJson(text))
+  if (!record.success) return undefined
+  return processStartTicks(record.data.pid) === record.data.startTicks ? record.data.pid : undefined
+}
+
+function parsedJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+function endKeeper(recordPath: string): void {
+  const pid = runningKeeper(recordPath)
+  if (pid !== undefined) process.kill(pid, 'SIGKILL')
+  rmSync(recordPath, { force: true })
+}
+
+/** Start time of a process in clock ticks since boot (proc_pid_stat(5), field 22); undefined if it does not run. */
+function processStartTicks(pid: number): string | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    // The name in field 2 may hold spaces and brackets: count fields after the last one.
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+    // A zombie, which a container's first process may never collect, holds no descriptor any more.
+    return fields[0] === 'Z' ? undefined : fields[19]
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,153 @@
+import type { CID } from 'multiformats/cid'
+import type { Priority } from '../../snapshotter/block-source.ts'
+import { BlockError } from '../../snapshotter/errors.ts'
+import { abortedGet, type BlockProvider } from './block-provider.ts'
+
+/**
+ * How long the one asked may take before the next is asked as well, in ms: three times its usual, within these bounds. The lower
+ * keeps hiccups from doubling traffic; the upper, an eighth of a page fault's deadline, lets four be tried within it.
+ */
+const HEDGE_MIN_MS = 50
+const HEDGE_MAX_MS = 2_000
+/** Before there is a usual: a lookup on a distant gateway. */
+const HEDGE_UNKNOWN_MS = 500
+const HEDGE_FACTOR = 3
+
+/** Told of each answer, to count and to warn. */
+export type RaceOutcomes = {
+  readonly won: (provider: BlockProvider, bytes: number) => void
+  readonly wrongBytes: (provider: BlockProvider, error: BlockError) => void
+}
+
+/** Asks providers for one block, one after another and overlapping if somebody waits, until one has sent it. */
+export class BlockRace {
+  readonly #cid: CID
+  readonly #remaining: BlockProvider[]
+  readonly #outcomes: RaceOutcomes
+  readonly #signal: AbortSignal
+  readonly #losers = new AbortController()
+  readonly #running = new Set<BlockProvider>()
+  readonly #failures: { provider: BlockProvider; error: BlockError }[] = []
+  readonly #result = Promise.withResolvers<Uint8Array>()
+  #priority: Priority
+  #timer: NodeJS.Timeout | undefined
+  #over = false
+
+  /** `providers` in the order to ask them. */
+  constructor(
+    cid: CID,
+    providers: readonly BlockProvider[],
+    { priority, signal }: { priority: Priority; signal: AbortSignal },
+    outcomes: RaceOutcomes,
+  ) {
+    this.#cid = cid
+    this.#remaining = [...providers]
+    this.#priority = priority
+    this.#signal = signal
+    this.#outcomes = outcomes
+  }
+
+  /** The block. Rejects with BlockError, whose sentence says what each provider answered. */
+  async run(): Promise<Uint8Array> {
+    const onAbort = (): void => this.#finish(() => this.#result.reject(this.#aborted()))
+    if (this.#signal.aborted) throw this.#aborted()
+    this.#signal.addEventListener('abort', onAbort, { once: true })
+    this.#askNext()
+    try {
+      return await this.#result.promise
+    } finally {
+      this.#signal.removeEventListener('abort', onAbort)
+    }
+  }
+
+  /** Somebody has joined who waits for the block now. */
+  escalate(): void {
+    if (this.#priority === 'foreground') return
+    this.#priority = 'foreground'
+    const [slow] = this.#running
+    if (!this.#over && slow !== undefined) this.#hedge(slow)
+  }
+
+  #askNext(): void {
+    const provider = this.#remaining.shift()
+    if (provider === undefined) {
+      if (this.#running.size === 0) this.#finish(() => this.#result.reject(this.#nobodyHasIt()))
+      return
+    }
+    this.#running.add(provider)
+    this.#hedge(provider)
+    void this.#ask(provider)
+  }
+
+  async #ask(provider: BlockProvider): Promise<void> {
+    try {
+      const bytes = await provider.get(this.#cid, this.#losers.signal)
+      if (this.#over) return
+      this.#outcomes.won(provider, bytes.length)
+      this.#finish(() => this.#result.resolve(bytes))
+    } catch (error) {
+      this.#running.delete(provider)
+      if (this.#over) return
+      if (error instanceof BlockError) this.#lost(provider, error)
+      else this.#finish(() => this.#result.reject(error))
+    }
+  }
+
+  #lost(provider: BlockProvider, error: BlockError): void {
+    this.#failures.push({ provider, error })
+    if (error.code === 'DATA_LOSS') this.#outcomes.wrongBytes(provider, error)
+    this.#askNext()
+  }
+
+  #hedge(provider: BlockProvider): void {
+    clearTimeout(this.#timer)
+    if (this.#priority === 'background') return
+    const usual = provider.health.latencyMs
+    const delay = usual === undefined ? HEDGE_UNKNOWN_MS : HEDGE_FACTOR * usual
+    this.#timer = setTimeout(
+      () => {
+        // One that failed lately or lied is asked when all others have failed, not for speed.
+        if (this.#remaining[0]?.health.standing === 0) this.#askNext()
+      },
+      Math.min(Math.max(delay, HEDGE_MIN_MS), HEDGE_MAX_MS),
+    )
+  }
+
+  #finish(settle: () => void): void {
+    if (this.#over) return
+    this.#over = true
+    clearTimeout(this.#timer)
+    settle()
+    this.#losers.abort(
+      new BlockError('CANCELLED', `block ${this.#cid.toString()} came from elsewhere`),
+    )
+  }
+
+  #aborted(): BlockError {
+    const waiting = [...this.#running].map(({ name }) => `${name} has not answered yet`)
+    return abortedGet(this.#cid, this.#signal, [...this.#said(), ...waiting].join('; '))
+  }
+
+  #nobodyHasIt(): BlockError {
+    const codes = new Set(this.#failures.map(({ error }) => error.code))
+    // One who could not be asked may have it, so that comes before those who said no.
+    const code =
+      codes.size === 0 || codes.has('UNAVAILABLE') || codes.has('DEADLINE_EXCEEDED')
+        ? 'UNAVAILABLE'
+        : codes.has('DATA_LOSS')
+          ? 'DATA_LOSS'
+          : codes.has('UNIMPLEMENTED')
+            ? 'UNIMPLEMENTED'
+            : 'NOT_FOUND'
+    const said =
+      codes.size === 0
+        ? 'there is nobody to ask: put gateways or peers in the config (ipfs.gateways, ipfs.peers)'
+        : this.#said().join('; ')
+    const cid = this.#cid.toString()
+    return new BlockError(code, `block ${cid} cannot be had: ${said}`, { cid })
+  }
+
+  #said(): string[] {
+    return this.#failures.map(({ error }) => error.message)
+  }
+}

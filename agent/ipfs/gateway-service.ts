@@ -1,0 +1,223 @@
+import { Readable } from 'node:stream'
+import { CarWriter } from '@ipld/car/writer'
+import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify'
+import type { CID } from 'multiformats/cid'
+import { CodedError } from '../../snapshotter/errors.ts'
+import type { Log } from '../../snapshotter/log.ts'
+import { parseCid } from '../../snapshotter/oci/parse-cid.ts'
+import { inlineBlock } from '../../snapshotter/oci/verify-block.ts'
+import { readDagLinks } from './dag-links.ts'
+
+/** Where a gateway takes its blocks from; undefined is "not here". */
+export type GatewayBlocks = { get(cid: CID): Promise<Uint8Array | undefined> }
+
+/** Answers being made at once. 64 blocks of 2 MiB are 128 MiB at worst, of 256 KiB 16 MiB; one agent asks for 8. */
+const ANSWERS_MAX = 64
+
+/** How long a block may be kept by caches, in s: as long as RFC 9111 makes sense of, since a CID's bytes never change. */
+const CACHE_S = 31_536_000
+
+type GatewayQuery = {
+  format?: string
+  'dag-scope'?: string
+  'entity-bytes'?: string
+}
+type CarScope = {
+  readonly scope: 'block' | 'entity' | 'all'
+  /** Bytes of a file, `end` not included; Infinity is its end. */
+  readonly bytes: { readonly start: number; readonly end: number }
+}
+
+/**
+ * The trustless gateway protocol (specs.ipfs.tech, trustless-gateway) from local blocks: `/ipfs/<cid>` as a raw block, or as a CAR
+ * with dag-scope and entity-bytes. Nothing is fetched from elsewhere, and no path below a CID is followed.
+ */
+export function gatewayService({
+  blocks,
+  log,
+}: {
+  blocks: GatewayBlocks
+  log: Log
+}): FastifyPluginAsync {
+  return async (app) => {
+    let answers = 0
+    app.addHook('onRequest', async (_request, reply) => {
+      answers++
+      reply.raw.once('close', () => answers--)
+      if (answers > ANSWERS_MAX) {
+        return refuse(
+          reply.header('retry-after', 1),
+          429,
+          `${ANSWERS_MAX} answers are on their way`,
+        )
+      }
+      return undefined
+    })
+    app.setErrorHandler((error, request, reply) => {
+      const message = error instanceof Error ? error.message : String(error)
+      log.warn({ url: request.url.slice(0, 300), reason: message }, 'a block could not be served')
+      return refuse(reply, 500, message)
+    })
+    app.route<{ Params: { '*': string }; Querystring: GatewayQuery }>({
+      method: ['GET', 'HEAD'],
+      url: '/ipfs/*',
+      handler: async (request, reply) => {
+        const text = request.params['*']
+        const cid = cidOf(text)
+        if (cid === undefined) {
+          const problem = text.includes('/')
+            ? 'is a path; only /ipfs/<cid> is served here'
+            : 'is not a CID of content'
+          return refuse(reply, 400, `${text.slice(0, 200)} ${problem}`)
+        }
+        switch (formatOf(request)) {
+          case 'raw':
+            return sendRaw(cid, blocks, request, reply)
+          case 'car':
+            return sendCar(cid, blocks, request.query, request, reply)
+          default:
+            return refuse(
+              reply,
+              406,
+              'this gateway is trustless: ask with ?format=raw or ?format=car',
+            )
+        }
+      },
+    })
+  }
+}
+
+async function sendRaw(
+  cid: CID,
+  blocks: GatewayBlocks,
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<FastifyReply> {
+  const etag = `"${cid.toString()}.raw"`
+  if (request.headers['if-none-match']?.includes(etag) === true) return reply.code(304).send()
+  const block = inlineBlock(cid) ?? (await blocks.get(cid))
+  if (block === undefined) return notHere(reply, cid)
+  return immutable(reply, cid, 'raw', etag)
+    .type('application/vnd.ipld.raw')
+    .header('content-length', block.length)
+    .send(block)
+}
+
+async function sendCar(
+  root: CID,
+  blocks: GatewayBlocks,
+  query: GatewayQuery,
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<FastifyReply> {
+  const first = inlineBlock(root) ?? (await blocks.get(root))
+  if (first === undefined) return notHere(reply, root)
+  const scope = carScopeOf(query, root, first)
+  if (scope === undefined) {
+    const expected = 'dag-scope must be block, entity or all, and entity-bytes from:to in bytes'
+    return refuse(reply, 400, expected)
+  }
+  immutable(reply, root, 'car').type('application/vnd.ipld.car; version=1; order=dfs; dups=n')
+  if (request.method === 'HEAD') return reply.send(Buffer.alloc(0))
+  return reply.send(Readable.from(carBytes(root, blocks, scope), { objectMode: false }))
+}
+
+/** The CAR in pieces, made as they are taken. Rejects in the middle if a block is missing, which breaks the answer off. */
+async function* carBytes(
+  root: CID,
+  blocks: GatewayBlocks,
+  scope: CarScope,
+): AsyncGenerator<Uint8Array, void, void> {
+  const { writer, out } = CarWriter.create([root])
+  const write = async (): Promise<void> => {
+    try {
+      for await (const block of dagBlocks(root, blocks, scope)) await writer.put(block)
+    } finally {
+      await writer.close()
+    }
+  }
+  const written = write()
+  written.catch(() => undefined) // Told below, once what came before it is out.
+  yield* out
+  await written
+}
+
+/** Blocks of a DAG in depth-first order, each once. */
+async function* dagBlocks(
+  root: CID,
+  blocks: GatewayBlocks,
+  { scope, bytes }: CarScope,
+): AsyncGenerator<{ cid: CID; bytes: Uint8Array }, void, void> {
+  const sent = new Set<string>()
+  const stack = [{ cid: root, start: 0 }]
+  for (let next = stack.pop(); next !== undefined; next = stack.pop()) {
+    const { cid, start } = next
+    const block = inlineBlock(cid) ?? (await blocks.get(cid))
+    if (block === undefined)
+      throw new CodedError('NOT_FOUND', `block ${cid.toString()} is not here`)
+    if (!sent.has(cid.toString())) yield { cid, bytes: block }
+    sent.add(cid.toString())
+    if (scope === 'block') return
+    const { dataBytes, links } = readDagLinks(cid, block)
+    const children: typeof stack = []
+    let end = start + dataBytes
+    for (const { cid, fileBytes, isInner } of links) {
+      const inRange = fileBytes === 0 || (end < bytes.end && end + fileBytes > bytes.start)
+      if ((isInner || scope === 'all') && inRange) children.push({ cid, start: end })
+      end += fileBytes
+    }
+    stack.push(...children.toReversed())
+  }
+}
+
+/** Undefined if the query cannot be read. Offsets below zero count from the end of the file (IPIP-402). */
+function carScopeOf(query: GatewayQuery, root: CID, first: Uint8Array): CarScope | undefined {
+  const scope = query['dag-scope'] ?? 'all'
+  if (scope !== 'block' && scope !== 'entity' && scope !== 'all') return undefined
+  const range = query['entity-bytes']
+  if (range === undefined) return { scope, bytes: { start: 0, end: Number.POSITIVE_INFINITY } }
+  const [, from, to] = /^(-?\d{1,15}):(\*|-?\d{1,15})$/.exec(range) ?? []
+  if (from === undefined || to === undefined) return undefined
+  const { dataBytes, links } = readDagLinks(root, first)
+  const size = links.reduce((sum, { fileBytes }) => sum + fileBytes, dataBytes)
+  const offset = (text: string): number => (Number(text) < 0 ? size + Number(text) : Number(text))
+  return {
+    scope: 'entity',
+    bytes: {
+      start: Math.max(offset(from), 0),
+      end: to === '*' ? Number.POSITIVE_INFINITY : offset(to) + 1,
+    },
+  }
+}
+
+function formatOf({ query, headers }: FastifyRequest): string | undefined {
+  const { format } = query as GatewayQuery
+  if (format !== undefined) return format
+  return /application\/vnd\.ipld\.(raw|car)/.exec(headers.accept ?? '')?.[1]
+}
+
+function cidOf(text: string): CID | undefined {
+  try {
+    return parseCid(text)
+  } catch {
+    return undefined
+  }
+}
+
+function immutable(reply: FastifyReply, cid: CID, format: string, etag?: string): FastifyReply {
+  if (etag !== undefined) reply.header('etag', etag)
+  return reply
+    .header('cache-control', `public, max-age=${CACHE_S}, immutable`)
+    .header('content-disposition', `attachment; filename="${cid.toString()}.${format}"`)
+    .header('x-content-type-options', 'nosniff')
+    .header('x-ipfs-path', `/ipfs/${cid.toString()}`)
+    .header('x-ipfs-roots', cid.toString())
+}
+
+function notHere(reply: FastifyReply, cid: CID): FastifyReply {
+  return refuse(reply, 404, `block ${cid.toString()} is not on this node, and it asks no others`)
+}
+
+function refuse(reply: FastifyReply, status: number, sentence: string): FastifyReply {
+  return reply.code(status).type('text/plain; charset=utf-8').send(`${sentence}\n`)
+}

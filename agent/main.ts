@@ -1,0 +1,93 @@
+import { setMaxListeners } from 'node:events'
+import yargs from 'yargs'
+import { hideBin } from 'yargs/helpers'
+import { CodedError } from '../snapshotter/errors.ts'
+import { type Config, parseConfig, readConfig } from './config.ts'
+import { runDataWorker } from './data-worker.ts'
+import { createLogger, type Logger } from './logger.ts'
+import { serviceNotifier } from './service-notify.ts'
+import { supervise } from './supervisor.ts'
+
+/** Exit codes of sysexits(3): a wrong command line or configuration, and missing permission. */
+const EXIT = { ok: 0, failure: 1, config: 78, noPermission: 77 } as const
+
+/** Whether this is a worker that its supervisor talks to. Known only at the start: the supervisor may be gone later. */
+const isSupervised = process.connected
+
+/** The process's edge: the only place that knows argv, environment, signals and exit codes. */
+async function main(): Promise<number> {
+  const stop = new AbortController()
+  // Every call and every wait of the process listens to it.
+  setMaxListeners(0, stop.signal)
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.on(signal, () => stop.abort(new CodedError('CANCELLED', `stopped by ${signal}`)))
+  }
+  if (isSupervised) {
+    // Killed. Whoever is started in its place needs what we hold: sockets, ports and databases.
+    process.on('disconnect', () =>
+      stop.abort(new CodedError('CANCELLED', 'the supervisor is gone')),
+    )
+  }
+  const command = await yargs(hideBin(process.argv))
+    .scriptName('ipdr-agent')
+    .usage('$0 [options]\n\nRuns containers straight from IPFS: the agent of one node.')
+    .command('$0', 'run the agent: a supervisor and its data worker')
+    .command('data-worker', false)
+    .option('config', {
+      type: 'string',
+      describe: 'JSON file; see docs/configuration.md for every field',
+      requiresArg: true,
+    })
+    .option('check-config', { type: 'boolean', describe: 'check the configuration and exit' })
+    .option('fuse-fd', { type: 'number', hidden: true })
+    .example('$0 --config /etc/ipdr-agent/config.json', 'run with a configuration file')
+    .example('$0 --config new.json --check-config', 'see whether a new file would be accepted')
+    .strict()
+    .parseAsync()
+
+  let config: Config
+  try {
+    config = command.config === undefined ? parseConfig({}) : readConfig(command.config)
+  } catch (error) {
+    process.stderr.write(`ipdr-agent: ${sentenceOf(error)}\n`)
+    return EXIT.config
+  }
+  if (command['check-config'] === true) {
+    process.stdout.write('configuration is fine\n')
+    return EXIT.ok
+  }
+  if (process.getuid?.() !== 0) {
+    process.stderr.write(
+      'ipdr-agent: mounting needs root: run it with sudo, as a systemd unit, or as a privileged DaemonSet\n',
+    )
+    return EXIT.noPermission
+  }
+  const isWorker = command._[0] === 'data-worker'
+  const log = createLogger(config.log, isWorker ? 'data-worker' : 'supervisor')
+  try {
+    if (isWorker) {
+      await runDataWorker(config, { fuseFd: command['fuse-fd'] }, stop.signal, log)
+    } else {
+      const notifier = serviceNotifier(process.env['NOTIFY_SOCKET'], log)
+      await supervise(config, command.config, stop.signal, { log, notifier })
+    }
+    return EXIT.ok
+  } catch (error) {
+    logFatal(log, error)
+    return EXIT.failure
+  }
+}
+
+function logFatal(log: Logger, error: unknown): void {
+  log.fatal({ err: error }, `cannot go on: ${sentenceOf(error)}`)
+}
+
+function sentenceOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}
+
+const exitCode = await main()
+// A worker thread blocked in read(2) on /dev/fuse makes process.exit hang for ever; only SIGKILL ends it. All that is
+// worth keeping was flushed and closed by the composition root before.
+if (isSupervised) process.kill(process.pid, 'SIGKILL')
+process.exitCode = exitCode

@@ -1,0 +1,180 @@
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
+import type { Priority } from '../snapshotter/block-source.ts'
+
+/**
+ * Cold reads last from a loopback peer's 0.5 ms to the 30 s deadline: a bucket every factor of about 2.5 between.
+ * Seconds, as Prometheus wants them.
+ */
+const WAIT_BUCKETS_SECONDS = [
+  0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30,
+]
+
+/** Waits that `ipdr status` sums up: a cold start of a large image has some hundreds. */
+const RECENT_WAITS = 1_000
+
+/** What is read when somebody scrapes, instead of being counted on the hot path. */
+export type Gauges = {
+  /** FUSE requests by opcode name, since this worker started. */
+  fuseRequests(): Iterable<readonly [opcode: string, count: number]>
+  /** Bytes that page faults were answered with from this node's store, since this worker started. */
+  servedBytes(): number
+  queueDepths(): Readonly<Record<Priority, number>>
+  lazyMounts(): number
+  storeBytes(): Promise<number>
+}
+
+/** Every number that the agent publishes, with its unit in its name. One instance a process. */
+export class Metrics {
+  readonly registry: Registry = new Registry()
+  readonly #missSeconds: Histogram
+  readonly #missFailures: Counter<'code'>
+  readonly #fetchedBytes: Counter<'source'>
+  readonly #registrySentBytes: Counter<'kind'>
+  readonly #verificationFailures: Counter<'what'>
+  readonly #callSeconds: Histogram<'method' | 'code'>
+  readonly #fetchedBySource = new Map<string, number>()
+  readonly #recentWaitsMs: number[] = []
+  #verificationFailureCount = 0
+
+  constructor() {
+    const registers = [this.registry]
+    collectDefaultMetrics({ register: this.registry, prefix: 'ipdr_' })
+    this.#missSeconds = new Histogram({
+      name: 'ipdr_read_wait_seconds',
+      help: 'Time that a read of a lazy file waited for bytes which were not on this node.',
+      buckets: WAIT_BUCKETS_SECONDS,
+      registers,
+    })
+    this.#missFailures = new Counter({
+      name: 'ipdr_read_errors_total',
+      help: 'Reads of lazy files that ended in EIO, by reason.',
+      labelNames: ['code'],
+      registers,
+    })
+    this.#fetchedBytes = new Counter({
+      name: 'ipdr_fetched_bytes_total',
+      help: 'Verified block bytes fetched, by kind of source.',
+      labelNames: ['source'],
+      registers,
+    })
+    this.#registrySentBytes = new Counter({
+      name: 'ipdr_registry_sent_bytes_total',
+      help: 'Bytes that the registry sent; while layers are mounted lazily, its blobs are only configs.',
+      labelNames: ['kind'],
+      registers,
+    })
+    this.#verificationFailures = new Counter({
+      name: 'ipdr_verification_failures_total',
+      help: 'Bytes that were not what their CID, digest, diff ID or table of contents promised.',
+      labelNames: ['what'],
+      registers,
+    })
+    this.#callSeconds = new Histogram({
+      name: 'ipdr_grpc_call_seconds',
+      help: 'Duration of gRPC calls from containerd and from the ipdr command.',
+      labelNames: ['method', 'code'],
+      buckets: WAIT_BUCKETS_SECONDS,
+      registers,
+    })
+  }
+
+  readWaited(waitedMs: number): void {
+    this.#missSeconds.observe(waitedMs / 1000)
+    this.#recentWaitsMs.push(waitedMs)
+    if (this.#recentWaitsMs.length > RECENT_WAITS) this.#recentWaitsMs.shift()
+  }
+
+  readFailed(code: string): void {
+    this.#missFailures.inc({ code })
+  }
+
+  fetched(source: string, bytes: number): void {
+    this.#fetchedBytes.inc({ source }, bytes)
+    this.#fetchedBySource.set(source, (this.#fetchedBySource.get(source) ?? 0) + bytes)
+  }
+
+  registrySent(kind: 'manifest' | 'blob', bytes: number): void {
+    this.#registrySentBytes.inc({ kind }, bytes)
+  }
+
+  verificationFailed(what: 'block' | 'layer' | 'toc'): void {
+    this.#verificationFailures.inc({ what })
+    this.#verificationFailureCount += 1
+  }
+
+  /** Verified block bytes from all sources, since this worker started. */
+  get fetchedBytes(): number {
+    return [...this.#fetchedBySource.values()].reduce((sum, bytes) => sum + bytes, 0)
+  }
+
+  /** Verified block bytes by kind of source, since this worker started. */
+  get fetchedBySource(): ReadonlyMap<string, number> {
+    return this.#fetchedBySource
+  }
+
+  get verificationFailureCount(): number {
+    return this.#verificationFailureCount
+  }
+
+  /** Median and 99th percentile of the last waits, in ms; 0 if there was none. */
+  recentWaitsMs(): { p50: number; p99: number } {
+    const sorted = this.#recentWaitsMs.toSorted((a, b) => a - b)
+    const at = (share: number): number => sorted[Math.floor(share * (sorted.length - 1))] ?? 0
+    return { p50: at(0.5), p99: at(0.99) }
+  }
+
+  call(method: string, code: string, durationMs: number): void {
+    this.#callSeconds.observe({ method, code }, durationMs / 1000)
+  }
+
+  /** Publishes numbers that are kept elsewhere; they are read at each scrape. */
+  observe(gauges: Gauges): void {
+    const registers = [this.registry]
+    const gauge = (
+      name: string,
+      help: string,
+      labelNames: string[],
+      read: (gauge: Gauge) => void | Promise<void>,
+    ): Gauge =>
+      new Gauge({
+        name,
+        help,
+        labelNames,
+        registers,
+        async collect() {
+          this.reset()
+          await read(this)
+        },
+      })
+    gauge(
+      'ipdr_fuse_requests_total',
+      'FUSE requests of the kernel, by opcode.',
+      ['opcode'],
+      (set) => {
+        for (const [opcode, count] of gauges.fuseRequests()) set.set({ opcode }, count)
+      },
+    )
+    gauge(
+      'ipdr_cache_served_bytes_total',
+      'Bytes of lazy files answered from this node without waiting.',
+      [],
+      (set) => set.set(gauges.servedBytes()),
+    )
+    gauge(
+      'ipdr_fetch_queue_depth',
+      'Fetches that wait for a place, by priority.',
+      ['priority'],
+      (set) => {
+        for (const [priority, depth] of Object.entries(gauges.queueDepths())) {
+          set.set({ priority }, depth)
+        }
+      },
+    )
+    gauge('ipdr_lazy_mounts', 'EROFS mounts of lazy layers.', [], (set) =>
+      set.set(gauges.lazyMounts()),
+    )
+    gauge('ipdr_store_bytes', 'Disk that layer bytes take on this node.', [], async (set) =>
+      set.set(await gauges.storeBytes()),
+    )
+  }
+}

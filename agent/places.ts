@@ -1,0 +1,19 @@
+import type { Config } from './config.ts'
+
+/** Every path the agent uses, derived from `root` and `runDir` alone. */
+export type Places = {
+  /** The flat FUSE file system, one file a layer. */
+  readonly fuseDir: string
+  /** EROFS mounts of layers whose bytes come through FUSE. */
+  readonly lazyMountsDir: string
+  readonly recordPath: string
+}
+
+export function placesOf(config: Pick<Config, 'root' | 'runDir'>): Places {
+  return {
+    fuseDir: `${config.runDir}/files`,
+    // Beside the snapshots, with a short name: 128 of these share the 4,096 bytes of overlay's options.
+    lazyMountsDir: `${config.root}/m`,
+    recordPath: `${config.runDir}/fuse-keeper.json`,
+  }
+}
