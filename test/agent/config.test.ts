@@ -1,0 +1,57 @@
+import { describe, expect, test } from 'vitest'
+import { ConfigError, parseConfig, readConfig } from '../../agent/config.ts'
+
+describe('the configuration', () => {
+  test('is complete when nothing is given', () => {
+    const config = parseConfig({})
+    expect(config.root).toBe('/var/lib/ipdr-agent')
+    expect(config.snapshotter.socketPath).toBe('/run/ipdr-agent/snapshotter.sock')
+    expect(config.registry.listen).toEqual({ host: '127.0.0.1', port: 5080 })
+    expect(config.fetch.foregroundDeadlineMs).toBe(30_000)
+  })
+
+  test('keeps sockets beside the run directory that was given, unless they are named', () => {
+    const config = parseConfig({ runDir: '/run/x', admin: { socketPath: '/tmp/a.sock' } })
+    expect(config.snapshotter.socketPath).toBe('/run/x/snapshotter.sock')
+    expect(config.admin.socketPath).toBe('/tmp/a.sock')
+  })
+
+  test.each([
+    [{ rooot: '/x' }, /rooot/],
+    [{ fetch: { concurency: 3 } }, /fetch: .*concurency/],
+    [{ root: 'var/lib' }, /root: must be an absolute path/],
+    [{ runDir: `/${'x'.repeat(220)}` }, /runDir: must be at most 200 bytes/],
+    [
+      { admin: { socketPath: `/${'x'.repeat(120)}` } },
+      /admin\.socketPath: must be at most 107 bytes/,
+    ],
+    [{ registry: { listen: 'localhost' } }, /registry\.listen: must be IP:port/],
+    [{ registry: { listen: '127.0.0.1:99999' } }, /registry\.listen/],
+    [{ ipfs: { gateways: ['ftp://x'] } }, /ipfs\.gateways\.0/],
+    [{ ipfs: { peers: ['10.0.0.1:4001'] } }, /ipfs\.peers\.0/],
+    [{ store: { bytesMax: -1 } }, /store\.bytesMax/],
+    [{ fetch: { foregroundDeadlineMs: 1.5 } }, /fetch\.foregroundDeadlineMs/],
+    [[], /top level/],
+    [null, /top level/],
+  ])('refuses %j and names the field', (value, problem) => {
+    expect(() => parseConfig(value)).toThrow(problem)
+    expect(() => parseConfig(value)).toThrow(ConfigError)
+  })
+
+  test('names every wrong field at once', () => {
+    expect(() => parseConfig({ root: 'x', runDir: 'y' })).toThrow(/root: .*; runDir: /)
+  })
+
+  test('takes IPv6 addresses in brackets', () => {
+    expect(parseConfig({ monitoring: { listen: '[::1]:0' } }).monitoring.listen).toEqual({
+      host: '::1',
+      port: 0,
+    })
+  })
+
+  test('says which file cannot be read', () => {
+    expect(() => readConfig('/nonexistent/config.json')).toThrow(
+      'cannot read configuration file /nonexistent/config.json',
+    )
+  })
+})

@@ -1,0 +1,81 @@
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { join } from 'node:path'
+import { pino } from 'pino'
+import { expect, onTestFinished, test } from 'vitest'
+import { type Config, parseConfig } from '../../agent/config.ts'
+import { runDataWorker } from '../../agent/data-worker.ts'
+import { connect } from '../../proto/client.ts'
+import { agentContract } from '../../proto/load.ts'
+import { failureOf } from '../support/failure-of.ts'
+import { Scratch } from '../support/scratch.ts'
+
+const deadlineMs = 60_000
+
+function newConfig(registry = '127.0.0.1:0'): Config {
+  const scratch = Scratch.open('worker')
+  onTestFinished(() => scratch[Symbol.asyncDispose]())
+  return parseConfig({
+    root: join(scratch.dir, 'root'),
+    runDir: join(scratch.run, 'agent'),
+    registry: { listen: registry },
+    monitoring: { listen: '127.0.0.1:0' },
+  })
+}
+
+/** A log that tells its first line with this sentence. */
+function logUntil(sentence: string): { log: pino.Logger; said: Promise<Record<string, string>> } {
+  const { promise, resolve } = Promise.withResolvers<Record<string, string>>()
+  const write = (text: string): void => {
+    const line = JSON.parse(text) as Record<string, string>
+    if (line['msg'] === sentence) resolve(line)
+  }
+  return { log: pino({ level: 'info' }, { write }), said: promise }
+}
+
+test(
+  'it serves until it is stopped, and then nothing of it is there',
+  async () => {
+    const config = newConfig()
+    const stop = new AbortController()
+    const { log, said } = logUntil('ready')
+    const running = runDataWorker(config, { fuseFd: undefined }, stop.signal, log)
+    const endedEarly = running.then((): Record<string, string> => ({}))
+    const { registry, monitoring } = await Promise.race([said, endedEarly])
+    expect((await fetch(`${registry}/v2/`)).status).toBe(200)
+    expect((await fetch(`${monitoring}/readyz`)).status).toBe(200)
+    {
+      using admin = connect(agentContract(), config.admin.socketPath)
+      const status = await admin.calls.Status({}, { signal: AbortSignal.timeout(10_000) })
+      expect(status).toMatchObject({ pid: process.pid, mounts: [], peerId: '' })
+    }
+    stop.abort()
+    await running
+    for (const { socketPath } of [config.snapshotter, config.admin]) {
+      expect(existsSync(socketPath)).toBe(false)
+    }
+    await expect(fetch(`${registry}/v2/`)).rejects.toThrow('fetch failed')
+  },
+  deadlineMs,
+)
+
+test(
+  'a part that cannot start closes those that had, so that the next try finds them free',
+  async () => {
+    const squatter = createServer().listen(0, '127.0.0.1')
+    await once(squatter, 'listening')
+    const address = squatter.address()
+    const port = typeof address === 'object' ? address?.port : undefined
+    const config = newConfig(`127.0.0.1:${port}`)
+    const { signal } = new AbortController()
+    const run = (): Promise<void> =>
+      runDataWorker(config, { fuseFd: undefined }, signal, pino({ level: 'silent' }))
+    for (let attempt = 0; attempt < 2; attempt++) {
+      expect(await failureOf(run)).toMatchObject({ code: 'EADDRINUSE' })
+      expect(existsSync(config.admin.socketPath)).toBe(false)
+    }
+    squatter.close()
+  },
+  deadlineMs,
+)

@@ -1,0 +1,98 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { closeSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, onTestFinished, test } from 'vitest'
+import {
+  closeFuseConnection,
+  type FuseConnection,
+  openFuseConnection,
+} from '../../agent/fuse-keeper.ts'
+import { createLogger } from '../../agent/logger.ts'
+import { isMounted } from '../../snapshotter/kernel/mountinfo.ts'
+import { Scratch } from '../support/scratch.ts'
+
+const log = createLogger({ level: 'error', format: 'json' }, 'test')
+
+type Place = Parameters<typeof openFuseConnection>[0]
+
+function newPlace(): Place {
+  const scratch = Scratch.open('keeper')
+  const place = {
+    fuseDir: join(scratch.run, 'files'),
+    lazyMountsDir: join(scratch.dir, 'm'),
+    recordPath: join(scratch.run, 'keeper.json'),
+  }
+  mkdirSync(place.lazyMountsDir)
+  onTestFinished(async () => {
+    closeFuseConnection(place)
+    await scratch[Symbol.asyncDispose]()
+  })
+  return place
+}
+
+function open(place: Place): FuseConnection {
+  const connection = openFuseConnection(place, log)
+  onTestFinished(() => closeSync(connection.fd))
+  return connection
+}
+
+/** Field 3 of proc_pid_stat(5). */
+function hasEnded(pid: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    return stat.charAt(stat.lastIndexOf(')') + 2) === 'Z'
+  } catch {
+    return true
+  }
+}
+
+test('the first agent makes the connection, the next ones take it over', () => {
+  const place = newPlace()
+  const first = open(place)
+  expect(first.adopted).toBe(false)
+  expect(isMounted(place.fuseDir)).toBe(true)
+  expect(hasEnded(first.keeperPid)).toBe(false)
+  for (let agent = 0; agent < 3; agent++) {
+    expect(open(place)).toMatchObject({ adopted: true, keeperPid: first.keeperPid })
+  }
+})
+
+test('closing unmounts and ends the keeper, and twice is harmless', async () => {
+  const place = newPlace()
+  const { keeperPid } = open(place)
+  closeFuseConnection(place)
+  expect(isMounted(place.fuseDir)).toBe(false)
+  expect(existsSync(place.recordPath)).toBe(false)
+  await expect.poll(() => hasEnded(keeperPid)).toBe(true)
+  closeFuseConnection(place)
+})
+
+test.each(['not JSON', '{"pid":1}', '{"pid":-1,"startTicks":"1"}', ''])(
+  'a record that reads %j is not believed: the connection is made anew',
+  (record) => {
+    const place = newPlace()
+    writeFileSync(place.recordPath, record)
+    expect(open(place)).toMatchObject({ adopted: false })
+  },
+)
+
+test('a process that got the number of a dead keeper is left alone', async () => {
+  const place = newPlace()
+  const stranger = spawn('sleep', ['60'])
+  onTestFinished(() => void stranger.kill('SIGKILL'))
+  await once(stranger, 'spawn')
+  writeFileSync(place.recordPath, JSON.stringify({ pid: stranger.pid, startTicks: '1' }))
+  expect(open(place)).toMatchObject({ adopted: false })
+  expect(hasEnded(stranger.pid ?? 0)).toBe(false)
+})
+
+test('a keeper that was killed, and that nobody collected, is replaced', async () => {
+  const place = newPlace()
+  const first = open(place)
+  process.kill(first.keeperPid, 'SIGKILL')
+  await expect.poll(() => hasEnded(first.keeperPid)).toBe(true)
+  const second = open(place)
+  expect(second.adopted).toBe(false)
+  expect(second.keeperPid).not.toBe(first.keeperPid)
+})

@@ -1,0 +1,125 @@
+import { mkdirSync, readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { placesOf } from '../../agent/places.ts'
+import { mountErofs } from '../../snapshotter/erofs/mount-image.ts'
+import { type LayerPlaces, layerPlaces } from '../../snapshotter/layers/layer-places.ts'
+import { type PublishedImage, Publisher, pushImage } from '../demo/publish.ts'
+import { AgentProcess } from '../support/agent.ts'
+import type { OciLayout } from '../support/images/oci-layout.ts'
+import { Scratch } from '../support/scratch.ts'
+
+/** An hour: no benchmark takes so long. */
+const DEADLINE_MS = 3_600_000
+
+/** A publisher that images are pushed to, from processes of its own, as on another machine. */
+export class BenchPublisher implements AsyncDisposable {
+  readonly gatewayUrl: string
+  readonly #scratch: Scratch
+  readonly #repository: string
+  readonly #opened: AsyncDisposableStack
+
+  private constructor(
+    gatewayUrl: string,
+    places: { scratch: Scratch; repository: string },
+    opened: AsyncDisposableStack,
+  ) {
+    this.gatewayUrl = gatewayUrl
+    this.#scratch = places.scratch
+    this.#repository = places.repository
+    this.#opened = opened
+  }
+
+  static async start(): Promise<BenchPublisher> {
+    await using opened = new AsyncDisposableStack()
+    const scratch = opened.use(Scratch.open('bench-publisher'))
+    const repository = join(scratch.dir, 'repository')
+    const signal = AbortSignal.timeout(DEADLINE_MS)
+    const publisher = opened.use(await Publisher.start(scratch, { repository, signal }))
+    return new BenchPublisher(publisher.addresses.gateway, { scratch, repository }, opened.move())
+  }
+
+  /** `ipdr push` of the image; with the time it took, start of the command included. */
+  async push(image: OciLayout): Promise<PublishedImage & { readonly ms: number }> {
+    const started = performance.now()
+    const pushed = await pushImage(this.#scratch, image, {
+      repository: this.#repository,
+      signal: AbortSignal.timeout(DEADLINE_MS),
+      say: () => {},
+    })
+    return { ...pushed, ms: performance.now() - started }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#opened.disposeAsync()
+  }
+}
+
+/** An agent, and the layers in its store. */
+export class BenchNode implements AsyncDisposable {
+  readonly agent: AgentProcess
+  readonly scratch: Scratch
+  readonly #opened: AsyncDisposableStack
+  readonly #places: LayerPlaces
+  #directories = 0
+
+  private constructor(agent: AgentProcess, scratch: Scratch, opened: AsyncDisposableStack) {
+    this.agent = agent
+    this.scratch = scratch
+    this.#opened = opened
+    this.#places = layerPlaces(agent.root, placesOf(agent).fuseDir)
+  }
+
+  static async start(publisher: BenchPublisher): Promise<BenchNode> {
+    await using opened = new AsyncDisposableStack()
+    const scratch = opened.use(Scratch.open('bench'))
+    const agent = opened.use(
+      await AgentProcess.start(scratch, { gateways: [publisher.gatewayUrl] }),
+    )
+    return new BenchNode(agent, scratch, opened.move())
+  }
+
+  /** Makes all layers mountable and, with `all`, fetches every byte. Resolves to the milliseconds it took. */
+  async pull(reference: string, { all }: { all: boolean }): Promise<number> {
+    using admin = this.agent.admin()
+    const started = performance.now()
+    const steps = admin.calls.Pull({ reference, all }, { signal: AbortSignal.timeout(DEADLINE_MS) })
+    for await (const _ of steps) {
+      // Each step is only progress.
+    }
+    return performance.now() - started
+  }
+
+  /** Ids of the layers that are here, in the order in which they came: those of one image lowest first. */
+  get layerIds(): number[] {
+    return readdirSync(join(this.agent.root, 'layers'))
+      .map(Number)
+      .toSorted((a, b) => a - b)
+  }
+
+  /**
+   * Mounts a layer as the agent does, content from the FUSE server or straight from the file that it serves. Resolves to
+   * the directory; the mount goes with the node.
+   */
+  mountLayer(id: number, content: 'fuse' | 'local'): string {
+    const target = this.newDirectory(content)
+    const path = content === 'fuse' ? this.#places.fusePath(id) : this.#places.dataPath(id)
+    mountErofs({
+      imagePath: this.#places.metadataPath(id),
+      devicePaths: [path],
+      target,
+      readAheadKb: 1024,
+    })
+    return target
+  }
+
+  /** An empty directory to mount on; short, for overlay takes a page of names at most. */
+  newDirectory(name: string): string {
+    const path = join(this.scratch.run, `${name}-${this.#directories++}`)
+    mkdirSync(path)
+    return path
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#opened.disposeAsync()
+  }
+}

@@ -1,0 +1,108 @@
+import { readFileSync } from 'node:fs'
+import { gunzipSync } from 'node:zlib'
+import { GzipIndexer } from '../../snapshotter/toc/gzip/gzip-indexer.ts'
+import type { BenchContext, Measurement } from './bench-context.ts'
+import { BenchNode } from './bench-node.ts'
+import type { Figure } from './figure.ts'
+import { medians } from './rounds.ts'
+
+/** Clock ticks of a CPU second in /proc, sysconf(_SC_CLK_TCK): 100 on every Linux that Node runs on. */
+const TICKS_PER_SECOND = 100
+
+/** `ipdr push` of the demo's image. */
+export const push: Measurement = { names: ['push', 'push-size'], measure: measurePush }
+
+/** Our gzip decoder, which finds checkpoints on the way, against zlib's. */
+export const inflate: Measurement = { names: ['inflate'], measure: measureInflate }
+
+/** All blocks of the demo's image from a gateway on loopback: fetched, verified, decompressed and kept. */
+export const fetchWhole: Measurement = { names: ['fetch', 'fetch-cpu'], measure: measureFetch }
+
+async function measurePush(context: BenchContext): Promise<Figure[]> {
+  const { published } = await context.demo()
+  const { builtBytes, publishedBytes, unpackedBytes, ms } = published
+  return [
+    {
+      name: 'push',
+      value: unpackedBytes / 1000 / ms,
+      unit: 'MB/s',
+      detail: `of tar; ${(unpackedBytes / 1e6).toFixed(0)} MB in ${(ms / 1000).toFixed(1)} s, once`,
+    },
+    {
+      name: 'push-size',
+      value: publishedBytes / builtBytes,
+      unit: 'x',
+      detail: `of gzip: ${(publishedBytes / 1e6).toFixed(0)} MB against ${(builtBytes / 1e6).toFixed(0)} MB`,
+    },
+  ]
+}
+
+async function measureInflate(context: BenchContext): Promise<Figure[]> {
+  const { layout } = await context.demo()
+  const layer = layout.layers[0]
+  if (layer === undefined) throw new Error('the demo image has no layers')
+  const blob = readFileSync(layer.path)
+  context.say('decoding a gzip layer')
+  const timed = (work: () => void) => async () => {
+    const started = performance.now()
+    work()
+    return performance.now() - started
+  }
+  const ms = await medians(context.rounds, {
+    ours: timed(() => {
+      const indexer = new GzipIndexer({ outputBytesMax: layer.tarSize })
+      for (const _ of indexer.push(blob)) {
+        // Only decoded.
+      }
+      indexer.finish()
+    }),
+    zlib: timed(() => void gunzipSync(blob)),
+  })
+  const rate = (one: number): number => layer.tarSize / 1000 / one
+  return [
+    {
+      name: 'inflate',
+      value: rate(ms.ours),
+      unit: 'MB/s',
+      detail: `of tar; zlib ${rate(ms.zlib).toFixed(0)} MB/s`,
+    },
+  ]
+}
+
+async function measureFetch(context: BenchContext): Promise<Figure[]> {
+  const { publisher, rounds, say } = context
+  const { published } = await context.demo()
+  const cpuSeconds: number[] = []
+  const { ms } = await medians(rounds, {
+    ms: async () => {
+      say('fetching the demo image whole')
+      await using node = await BenchNode.start(publisher)
+      const before = usedCpuSeconds(node.agent.workerPid)
+      const took = await node.pull(published.reference, { all: true })
+      cpuSeconds.push(usedCpuSeconds(node.agent.workerPid) - before)
+      return took
+    },
+  })
+  const gib = published.publishedBytes / 1024 ** 3
+  return [
+    {
+      name: 'fetch',
+      value: published.publishedBytes / 1000 / ms,
+      unit: 'MB/s',
+      detail: `of blocks; ${(published.publishedBytes / 1e6).toFixed(0)} MB fetched, checked, unpacked to ${(published.unpackedBytes / 1e6).toFixed(0)} MB and kept in ${(ms / 1000).toFixed(1)} s`,
+    },
+    {
+      name: 'fetch-cpu',
+      value: Math.min(...cpuSeconds) / gib,
+      unit: 's/GiB',
+      detail: `CPU of the data worker for a GiB of blocks, check of the diff IDs included; the least of ${rounds} rounds`,
+    },
+  ]
+}
+
+/** User and system time of a process and its threads: fields 14 and 15 of proc_pid_stat(5). */
+function usedCpuSeconds(pid: number): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND
+}

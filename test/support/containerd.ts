@@ -1,0 +1,232 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { connect } from '../../proto/client.ts'
+import { criRuntimeContract } from '../../proto/load.ts'
+import { debianPath } from './debian-programs.ts'
+import { type CommandOptions, runCommand } from './run-command.ts'
+import type { Scratch } from './scratch.ts'
+
+/** The pause image that CRI starts in every pod; see images/pause-image.ts. */
+export const PAUSE_IMAGE = 'pause.local/pause:1'
+
+export type ContainerdOptions = {
+  readonly scratch: Scratch
+  /** containerd's own overlayfs, or a snapshotter that is served on a socket. */
+  readonly snapshotter: 'overlayfs' | { readonly name: string; readonly socketPath: string }
+  /** Folder of hosts.toml files; see writeHostsFile. By default an empty one. */
+  readonly certsDir?: string
+  /** Sets it apart from other containerds in the same scratch. */
+  readonly name?: string
+}
+
+export type RunOptions = CommandOptions & {
+  /** More flags of `ctr run`. */
+  readonly flags?: readonly string[]
+}
+
+/** How long containerd may take to answer after its start, in ms. 30 s: 0.2 s when quiet, 3 s at a load of 100. */
+const START_DEADLINE_MS = 30_000
+
+/** Debian's containerd 1.6 with folders, sockets and control groups of its own: the machine's is never touched. */
+export class Containerd implements AsyncDisposable {
+  readonly socketPath: string
+  /** `overlayfs`, or the name of the served snapshotter; `ctr` uses it unless told otherwise. */
+  readonly snapshotter: string
+  readonly logPath: string
+  /** Parent of its containers' control groups. */
+  readonly cgroup: string
+  /** Its persistent folder: content store and metadata. */
+  readonly root: string
+  readonly #certsDir: string
+  readonly #scratch: Scratch
+  #daemon: ChildProcess | undefined
+  #containers = 0
+
+  private constructor(options: ContainerdOptions) {
+    const { snapshotter, name = 'containerd' } = options
+    this.#scratch = options.scratch.inner(name)
+    this.root = join(this.#scratch.dir, 'root')
+    this.logPath = join(this.#scratch.dir, 'log')
+    this.socketPath = join(this.#scratch.run, 'containerd.sock')
+    this.snapshotter = snapshotter === 'overlayfs' ? snapshotter : snapshotter.name
+    this.cgroup = this.#scratch.containersGroup
+    this.#certsDir = options.certsDir ?? join(this.#scratch.dir, 'certs.d')
+    for (const path of [this.root, this.#certsDir]) mkdirSync(path, { recursive: true })
+    writeFileSync(this.#configPath, this.#config(snapshotter))
+    if (snapshotter !== 'overlayfs') {
+      // 1.6 reports this folder's disk as the images' one; a proxy plugin has no such folder of itself.
+      mkdirSync(join(this.root, `io.containerd.snapshotter.v1.${snapshotter.name}`))
+    }
+  }
+
+  /** Starts a containerd, and waits until it answers. Rejects with the end of its log if it does not. */
+  static async start(options: ContainerdOptions): Promise<Containerd> {
+    const containerd = new Containerd(options)
+    await containerd.#start()
+    return containerd
+  }
+
+  /** Process number of the daemon; undefined between stop and start. */
+  get pid(): number | undefined {
+    return this.#daemon?.pid
+  }
+
+  /**
+   * Runs `ctr` with these arguments and gives back what it prints. Rejects with CommandError. Containers are started by
+   * `run` instead, which puts them where they are found again.
+   */
+  async ctr(args: readonly string[], options: CommandOptions = {}): Promise<string> {
+    return await runCommand('ctr', ['--address', this.socketPath, ...args], {
+      ...options,
+      env: { PATH: debianPath, CONTAINERD_SNAPSHOTTER: this.snapshotter, ...options.env },
+    })
+  }
+
+  /** Pulls an image as `ctr` does, from where the hosts.toml files point to. */
+  async pull(reference: string): Promise<void> {
+    await this.ctr(['images', 'pull', '--hosts-dir', this.#certsDir, reference])
+  }
+
+  /** Mounts the file system of an image that is here, for reading. Dispose of it before the containerd. */
+  async mountImage(reference: string): Promise<AsyncDisposable & { readonly path: string }> {
+    const path = join(this.#scratch.dir, `image-${this.#containers++}`)
+    mkdirSync(path)
+    await this.ctr(['images', 'mount', reference, path])
+    const unmount = ['images', 'unmount', '--rm', path]
+    return { path, [Symbol.asyncDispose]: async () => void (await this.ctr(unmount)) }
+  }
+
+  /** Runs a container of an image that is here, waits for its end, and gives back its standard output. */
+  async run(reference: string, argv: readonly string[], options: RunOptions = {}): Promise<string> {
+    const { flags = [], ...command } = options
+    const id = `c${this.#containers++}`
+    const places = [
+      '--cgroup',
+      `${this.cgroup}/${id}`,
+      '--runc-root',
+      join(this.#scratch.run, 'runc'),
+    ]
+    const fifos = ['--fifo-dir', join(this.#scratch.run, 'fifo')]
+    return await this.ctr(
+      ['run', '--rm', '--net-host', ...places, ...fifos, ...flags, reference, id, ...argv],
+      command,
+    )
+  }
+
+  /** Ends the daemon, and starts it again; running containers are not touched. */
+  async restart(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
+    await this.#end(signal)
+    await this.#start()
+  }
+
+  /** Ends the daemon, its shims and its containers, and removes its mounts and folders. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#end('SIGTERM')
+    await this.#scratch[Symbol.asyncDispose]()
+  }
+
+  async #start(): Promise<void> {
+    const log = openSync(this.logPath, 'a')
+    const daemon = spawn('containerd', ['--config', this.#configPath], {
+      env: { PATH: debianPath },
+      stdio: ['ignore', log, log],
+    })
+    closeSync(log)
+    await once(daemon, 'spawn')
+    if (daemon.pid !== undefined) this.#scratch.own(daemon.pid)
+    this.#daemon = daemon
+    const deadline = Date.now() + START_DEADLINE_MS
+    while (!(await this.#answers())) {
+      if (daemon.exitCode !== null || Date.now() > deadline) {
+        const lines = readFileSync(this.logPath, 'utf8').trimEnd().split('\n').slice(-10)
+        throw new Error(`containerd does not answer on ${this.socketPath}\n${lines.join('\n')}`)
+      }
+      await setTimeout(20)
+    }
+  }
+
+  async #end(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
+    const daemon = this.#daemon
+    this.#daemon = undefined
+    if (daemon === undefined || daemon.exitCode !== null || daemon.signalCode !== null) return
+    const exited = once(daemon, 'exit')
+    daemon.kill(signal)
+    await exited
+  }
+
+  async #answers(): Promise<boolean> {
+    const signal = AbortSignal.timeout(5000)
+    using runtime = connect(criRuntimeContract(), this.socketPath)
+    try {
+      await this.ctr(['version'], { signal })
+      // CRI is the last to be ready: it reads its state back first.
+      await runtime.calls.ListContainers({}, { signal })
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  get #configPath(): string {
+    return join(this.#scratch.dir, 'config.toml')
+  }
+
+  #config(snapshotter: ContainerdOptions['snapshotter']): string {
+    const parts = [
+      `root = "${this.root}"`,
+      `state = "${join(this.#scratch.run, 'state')}"`,
+      nodeConfig(snapshotter, this.#certsDir),
+      `
+      [grpc]
+        address = "${this.socketPath}"
+      [ttrpc]
+        address = "${this.socketPath}.ttrpc"
+      [plugins."io.containerd.internal.v1.opt"]
+        path = "${join(this.#scratch.dir, 'opt')}"
+      [plugins."io.containerd.grpc.v1.cri"]
+        sandbox_image = "${PAUSE_IMAGE}"
+        disable_apparmor = true
+        disable_tcp_service = true
+        restrict_oom_score_adj = true
+        stream_server_address = "127.0.0.1"
+        stream_server_port = "0"
+        [plugins."io.containerd.grpc.v1.cri".cni]
+          conf_dir = "${join(this.#scratch.dir, 'cni')}"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+        runtime_type = "io.containerd.runc.v2"
+        [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+          Root = "${join(this.#scratch.run, 'runc')}"
+      `,
+    ]
+    return parts.join('\n')
+  }
+}
+
+/** The configuration that we ship for nodes, so that the tests run on it, with this test's places put in. */
+function nodeConfig(snapshotter: ContainerdOptions['snapshotter'], certsDir: string): string {
+  const path = join(import.meta.dirname, '../../node-image/containerd/config-1.6.toml')
+  const shipped = readFileSync(path, 'utf8').replace('/etc/containerd/certs.d', certsDir)
+  if (snapshotter === 'overlayfs') {
+    return shipped
+      .replace(/^\[proxy_plugins\.ipdr\]\n(?: .*\n)*/m, '')
+      .replace('snapshotter = "ipdr"', 'snapshotter = "overlayfs"')
+  }
+  return shipped
+    .replace('/run/ipdr-agent/snapshotter.sock', snapshotter.socketPath)
+    .replace('[proxy_plugins.ipdr]', `[proxy_plugins.${snapshotter.name}]`)
+    .replace('snapshotter = "ipdr"', `snapshotter = "${snapshotter.name}"`)
+}
+
+/** Sends pulls of images on `host` to `url`, by the hosts.toml that we ship for the agent's own host. */
+export function writeHostsFile(certsDir: string, host: string, url: string): void {
+  const path = join(
+    import.meta.dirname,
+    '../../node-image/containerd/certs.d/ipdr.internal/hosts.toml',
+  )
+  mkdirSync(join(certsDir, host), { recursive: true })
+  const text = readFileSync(path, 'utf8').replaceAll('http://127.0.0.1:5080', url)
+  writeFileSync(join(certsDir, host, 'hosts.toml'), text)
+}

@@ -1,0 +1,81 @@
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { rmdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+
+const ROOT = '/sys/fs/cgroup'
+
+/** How long killed processes may take to be gone, in ms. 20 s: a busy machine takes 1 s to unmap a large one. */
+const END_DEADLINE_MS = 20_000
+
+/**
+ * Processes that belong together with all that descend from them, however they detach themselves. Found without a look at
+ * the processes: what /proc tells of one that waits for a file of a stalled FUSE server makes its reader wait as well.
+ */
+export class ControlGroup {
+  /** As runc names it, the same in every hierarchy: `/ipdr-test-1/processes`. */
+  readonly path: string
+
+  constructor(path: string) {
+    this.path = path
+  }
+
+  /** Moves a process, and with it what it starts from now on, into the group. One that has ended is no error. */
+  add(pid: number): void {
+    // One hierarchy will do to find it again: in version 1 that of pids, where no limit applies.
+    const hierarchy = existsSync(join(ROOT, 'pids/cgroup.procs')) ? join(ROOT, 'pids') : ROOT
+    const folder = join(hierarchy, this.path)
+    mkdirSync(folder, { recursive: true })
+    try {
+      writeFileSync(join(folder, 'cgroup.procs'), `${pid}`)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+    }
+  }
+
+  /** The processes in the group and in those below it. */
+  pids(): number[] {
+    const lists = this.#folders().map((path) => readFileSync(join(path, 'cgroup.procs'), 'utf8'))
+    // In version 1 a process is in one group of each hierarchy.
+    return [...new Set(lists.flatMap((list) => list.split('\n').filter(Boolean).map(Number)))]
+  }
+
+  /** Kills every process of the group, and removes it. Rejects if one is still there after 20 s. */
+  async end(): Promise<void> {
+    const deadline = Date.now() + END_DEADLINE_MS
+    // Again until none is left: one that is about to be killed may start another.
+    for (let pids = this.pids(); pids.length > 0; pids = this.pids()) {
+      for (const pid of pids) kill(pid)
+      if (Date.now() > deadline) {
+        throw new Error(`still there ${END_DEADLINE_MS} ms after SIGKILL: ${pids.join(', ')}`)
+      }
+      await setTimeout(5)
+    }
+    // Deepest first: a group with groups below it cannot be removed.
+    for (const folder of this.#folders().toReversed()) await rmdir(folder)
+  }
+
+  /** The group's folders and those below: one tree in version 2, one for each controller in version 1. */
+  #folders(): string[] {
+    const hierarchies = [ROOT, ...readdirSync(ROOT).map((name) => join(ROOT, name))]
+    return hierarchies
+      .map((hierarchy) => join(hierarchy, this.path))
+      .filter((tree) => existsSync(tree))
+      .flatMap(withSubfolders)
+  }
+}
+
+function withSubfolders(folder: string): string[] {
+  const subfolders = readdirSync(folder, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory())
+    .map((entry) => join(folder, entry.name))
+  return [folder, ...subfolders.flatMap(withSubfolders)]
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+  }
+}
