@@ -5,6 +5,7 @@ import {
   adoptLayerFiles,
   detachMountsBelow,
   mountLayerFiles,
+  unmountLayerFiles,
 } from '../snapshotter/fuse-connection.ts'
 import type { Logger } from './logger.ts'
 
@@ -77,10 +78,16 @@ export function openFuseConnection(place: KeeperPlace, log: Logger): FuseConnect
   return { fd, adopted: false, keeperPid: keeper.pid }
 }
 
-/** Unmounts everything and ends the keeper: for a node on which no container uses a lazy layer any more. */
-export function closeFuseConnection(place: KeeperPlace): void {
-  detachMountsBelow([place.lazyMountsDir, place.fuseDir])
+/**
+ * Unmounts everything and ends the keeper: for a node on which no snapshot names a lazy layer any more. The kernel has the
+ * last word: false, and the keeper goes on, if something still stands on one, such as a mount made by hand whose view
+ * containerd has collected as garbage.
+ */
+export function closeFuseConnection(place: KeeperPlace): boolean {
+  detachMountsBelow([place.lazyMountsDir])
+  if (!unmountLayerFiles(place.fuseDir)) return false
   endKeeper(place.recordPath)
+  return true
 }
 
 function writeRecord(path: string, pid: number): void {

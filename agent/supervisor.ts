@@ -75,13 +75,11 @@ export async function supervise(
     await pause(backoffMs, stop)
   }
   notifier.stopping()
-  if (inUse) {
+  if (inUse || !closeFuseConnection(places)) {
     log.info(
       { keeperPid: fuse.keeperPid },
       'lazy mounts are in use: they stay, held by the FUSE keeper',
     )
-  } else {
-    closeFuseConnection(places)
   }
 }
 

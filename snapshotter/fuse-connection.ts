@@ -1,4 +1,5 @@
 import { closeSync } from 'node:fs'
+import { KernelError } from './errors.ts'
 import { mountFuse } from './fuse/mount-fuse.ts'
 import { MNT_DETACH, pidfdGetfd, pidfdOpen, UMOUNT_NOFOLLOW, umount } from './kernel/libc.ts'
 import { isMounted, listMounts } from './kernel/mountinfo.ts'
@@ -34,4 +35,20 @@ export function detachMountsBelow(directories: readonly string[]): string[] {
     .toReversed()
   for (const target of targets) umount(target, MNT_DETACH | UMOUNT_NOFOLLOW)
   return targets
+}
+
+/**
+ * Unmounts the flat file system of layers at `target`, unless the kernel still reads it for anybody: an EROFS mount
+ * holds the files of its devices open for as long as a container, or a mount made by hand, stands on it, also after it was
+ * taken out of the tree. False: it is still read and stays mounted. Throws KernelError if the kernel refuses for another reason.
+ */
+export function unmountLayerFiles(target: string): boolean {
+  if (!isMounted(target)) return true
+  try {
+    umount(target, UMOUNT_NOFOLLOW)
+    return true
+  } catch (error) {
+    if (error instanceof KernelError && error.facts['errno'] === 'EBUSY') return false
+    throw error
+  }
 }

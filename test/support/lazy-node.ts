@@ -181,14 +181,10 @@ export class LazyNode implements AsyncDisposable {
     const snapshots = ['-n', 'k8s.io', 'snapshots', '--snapshotter', containerd.snapshotter]
     const mounts = await containerd.ctr([...snapshots, 'view', '--mounts', name, top])
     const mounted = await mountAll((JSON.parse(mounts) as GoMount[]).map(fromGo), path)
-    return {
-      path,
-      async [Symbol.asyncDispose]() {
-        await mounted[Symbol.asyncDispose]()
-        // Nothing refers to a view: containerd may have collected it as garbage, which does not trouble the mount.
-        await containerd.ctr([...snapshots, 'rm', name]).catch(() => undefined)
-      },
-    }
+    // Nothing refers to a view: containerd may collect it as garbage at any moment, and has at times before we get here.
+    // The mount must not need it, so that it is always gone.
+    await containerd.ctr([...snapshots, 'rm', name]).catch(() => undefined)
+    return { path, [Symbol.asyncDispose]: () => mounted[Symbol.asyncDispose]() }
   }
 
   /** Starts a pod with one container of an image that is here. */

@@ -189,6 +189,30 @@ test.each(['SIGTERM', 'SIGKILL'] as const)(
 )
 
 test(
+  'a mount whose snapshot is gone is still in use: a stop keeps it, and the next agent answers its readers',
+  async () => {
+    const { agent, client, image, scratch } = await setUp()
+    await client.pull(image)
+    await using mounted = await client.mount(image, scratch)
+    // As containerd does with a view that nothing refers to, whoever has mounted it.
+    await client.snapshots.remove(mounted.key)
+    const keeper = keeperPid(agent)
+    await agent.stop()
+    expect(hasEnded(keeper)).toBe(false)
+    const { digest } = readElsewhere(join(mounted.path, 'late'))
+    const ready = agent.logged('data worker is ready')
+    await agent.start()
+    expect(await ready).toMatchObject({ adopted: true })
+    expect(await digest).toBe(digestOf(content))
+    await mounted[Symbol.asyncDispose]()
+    await agent.stop()
+    expect([scratch.dir, scratch.run].flatMap((path) => listMounts(path))).toEqual([])
+    await expect.poll(() => hasEnded(keeper), pollMs).toBe(true)
+  },
+  deadlineMs,
+)
+
+test(
   'mounts whose keeper was killed are stale: they are taken away and made anew',
   async () => {
     const { agent, client, image, scratch } = await setUp()
