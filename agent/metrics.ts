@@ -29,6 +29,7 @@ export class Metrics {
   readonly #missSeconds: Histogram
   readonly #missFailures: Counter<'code'>
   readonly #fetchedBytes: Counter<'source'>
+  readonly #reusedBytes: Counter
   readonly #registrySentBytes: Counter<'kind'>
   readonly #verificationFailures: Counter<'what'>
   readonly #callSeconds: Histogram<'method' | 'code'>
@@ -55,6 +56,11 @@ export class Metrics {
       name: 'ipdr_fetched_bytes_total',
       help: 'Verified block bytes fetched, by kind of source.',
       labelNames: ['source'],
+      registers,
+    })
+    this.#reusedBytes = new Counter({
+      name: 'ipdr_reused_bytes_total',
+      help: 'Bytes of layers that another layer of this node had, so that they were not fetched.',
       registers,
     })
     this.#registrySentBytes = new Counter({
@@ -91,6 +97,10 @@ export class Metrics {
   fetched(source: string, bytes: number): void {
     this.#fetchedBytes.inc({ source }, bytes)
     this.#fetchedBySource.set(source, (this.#fetchedBySource.get(source) ?? 0) + bytes)
+  }
+
+  reused(bytes: number): void {
+    this.#reusedBytes.inc(bytes)
   }
 
   registrySent(kind: 'manifest' | 'blob', bytes: number): void {

@@ -12,6 +12,7 @@ import { LayerBuilder } from './layers/layer-builder.ts'
 import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
 import { type LayerServer, Layers } from './layers/layers.ts'
+import { SharedLeaves } from './layers/shared-leaves.ts'
 import { TableThread } from './layers/table-thread.ts'
 import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
 import type { Log } from './log.ts'
@@ -44,6 +45,8 @@ export type SnapshotterMetrics = {
   readWaited(waitedMs: number): void
   readFailed(code: string): void
   verificationFailed(what: 'layer' | 'toc'): void
+  /** Bytes of a layer that another layer of this node had, so that they were not fetched. */
+  reused(bytes: number): void
 }
 
 type Collaborators = {
@@ -140,10 +143,17 @@ export class Snapshotter implements AsyncDisposable {
         },
       ),
     )
+    const shared = opened.use(
+      new SharedLeaves(`${config.root}/shared-leaves.db`, {
+        store,
+        log,
+        onReuse: (bytes) => metrics.reused(bytes),
+      }),
+    )
     const tables = opened.use(new TableThread())
     const builder = new LayerBuilder(
       { places, layerBytesMax: config.storeBytesMax },
-      { store, blocks, log, tables },
+      { store, blocks, log, tables, shared },
     )
     const mounts = new LayerMounts(
       { places, mergeLayersMin: config.mergeLayersMin, readAheadKb: config.readAheadKb },
@@ -171,6 +181,7 @@ export class Snapshotter implements AsyncDisposable {
         store,
         builder,
         mounts,
+        shared,
         server: fuse && layerServer(fuse),
         log,
         onVerificationFailure: (what) => metrics.verificationFailed(what),

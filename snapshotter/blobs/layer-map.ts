@@ -1,5 +1,8 @@
 import type { ByteRange } from '../byte-range.ts'
 
+/** How a unit is made of its blob bytes and nothing else; units of one coding and the same bytes are the same unit. */
+export type UnitCoding = 'plain' | 'zstd'
+
 /**
  * How the layer file (the uncompressed tar) is made from the blob (what IPFS holds), unit by unit.
  * A unit is the smallest part that can be fetched and decoded alone: an IPFS leaf of a plain tar, the zstd frames of
@@ -12,6 +15,8 @@ export interface LayerMap {
   readonly blobSize: number
   /** Where units start in the layer file, ascending, with `layerSize` as last element: unit i is [starts[i], starts[i+1]). */
   readonly starts: Float64Array
+  /** Undefined: a unit cannot be decoded from its blob bytes alone. */
+  readonly coding?: UnitCoding
   /** The blob bytes that unit `unit` is decoded from. */
   blobRange(unit: number): ByteRange
   /** Decodes a unit from exactly the bytes of its `blobRange`. Throws LayerError DATA_LOSS if they do not make it. */

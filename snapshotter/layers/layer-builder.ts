@@ -24,6 +24,7 @@ import { fuseInode, type LayerPlaces } from './layer-places.ts'
 import { LeafSource } from './leaf-source.ts'
 import { metadataImage } from './metadata-image.ts'
 import { readLayerMap } from './read-layer-map.ts'
+import type { SharedLeaves } from './shared-leaves.ts'
 import { StreamedLayerMap } from './streamed-layer-map.ts'
 import type { TableThread } from './table-thread.ts'
 
@@ -39,6 +40,7 @@ type Parts = {
   readonly tables: TableThread
   readonly store: BlobStore
   readonly blocks: BlockSource
+  readonly shared: SharedLeaves
   readonly log: Log
 }
 
@@ -85,6 +87,7 @@ export class LayerBuilder {
       const image = await this.#writeFiles(id, blob, found, signal)
       return { ...found, ...image, layerSize: found.held.file.map.layerSize }
     } catch (error) {
+      this.#parts.shared.forget(id)
       await this.#parts.store.remove(fuseInode(id))
       await rm(this.#places.layerDir(id), { recursive: true, force: true })
       throw error
@@ -200,8 +203,8 @@ export class LayerBuilder {
   }
 
   async #hold(id: number, map: LayerMap): Promise<LazyLayer> {
-    const { store, blocks } = this.#parts
-    const source = new LeafSource(this.#places.leavesPath(id), map, blocks)
+    const { store, blocks, shared } = this.#parts
+    const source = shared.share(id, new LeafSource(this.#places.leavesPath(id), map, blocks))
     return store.add({ inode: fuseInode(id), name: String(id), map, source })
   }
 

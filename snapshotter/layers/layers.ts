@@ -9,6 +9,7 @@ import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
 import { fuseInode, layerOfInode } from './layer-places.ts'
 import { verifyLayer } from './layer-verifier.ts'
+import type { SharedLeaves } from './shared-leaves.ts'
 
 /** Set by CRI and nerdctl where they are told to: which manifest a layer is pulled for. */
 const MANIFEST_DIGEST_LABEL = 'containerd.io/snapshot/cri.manifest-digest'
@@ -27,6 +28,7 @@ type Parts = {
   readonly store: BlobStore
   readonly builder: LayerBuilder
   readonly mounts: LayerMounts
+  readonly shared: SharedLeaves
   /** Undefined on a kernel that cannot mount lazily: then no layer is ever claimed. */
   readonly server: LayerServer | undefined
   readonly log: Log
@@ -196,12 +198,13 @@ export class Layers implements LazyLayers, AsyncDisposable {
 
   /** Deletes a layer that no snapshot has. Rejects with LayerError FAILED_PRECONDITION while it is mounted. */
   async remove(record: LayerRecord): Promise<void> {
-    const { catalog, store, mounts, server } = this.#parts
+    const { catalog, store, mounts, server, shared } = this.#parts
     mounts.release(record.id)
     await mounts.removeDerivedFrom(record.id)
     server?.remove(fuseInode(record.id))
     // The row goes last: files without one would be found and deleted, a row without files would be a layer.
     await store.remove(fuseInode(record.id))
+    shared.forget(record.id)
     catalog.removeLayer(record.id)
   }
 

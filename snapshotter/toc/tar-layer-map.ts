@@ -1,4 +1,4 @@
-import type { LayerMap } from '../blobs/layer-map.ts'
+import type { LayerMap, UnitCoding } from '../blobs/layer-map.ts'
 import { layerMapKind } from '../blobs/layer-map-kind.ts'
 import type { ByteRange } from '../byte-range.ts'
 import { LayerError } from '../errors.ts'
@@ -13,6 +13,7 @@ export class TarLayerMap implements LayerMap {
   readonly layerSize: number
   readonly blobSize: number
   readonly starts: Float64Array
+  readonly coding: UnitCoding = 'plain'
 
   /**
    * `leafEnds` are the ends of the leaves in the file, ascending; the last is the size of the layer. None for an empty layer.

@@ -1,4 +1,4 @@
-import type { LayerMap } from '../blobs/layer-map.ts'
+import type { LayerMap, UnitCoding } from '../blobs/layer-map.ts'
 import { layerMapKind } from '../blobs/layer-map-kind.ts'
 import type { ByteRange } from '../byte-range.ts'
 import { LayerError } from '../errors.ts'
@@ -28,6 +28,7 @@ export class ZstdLayerMap implements LayerMap {
   readonly layerSize: number
   readonly blobSize: number
   readonly starts: Float64Array
+  readonly coding: UnitCoding = 'zstd'
   /** As `starts`, in the blob; what follows the last is the index and the zstd:chunked table of contents. */
   readonly #blobStarts: Float64Array
 

@@ -6,6 +6,7 @@ import { buildDemoImage } from '../support/images/demo-image.ts'
 import type { BenchContext, Measurement } from './bench-context.ts'
 import { BenchPublisher } from './bench-node.ts'
 import { coldStart } from './cold-start.ts'
+import { dedup } from './dedup.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
 import { imageRead, reads } from './mechanism.ts'
 import { snapshotCalls } from './snapshot-calls.ts'
@@ -26,6 +27,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   push,
   inflate,
   fetchWhole,
+  dedup,
 ]
 
 const EXIT = { ok: 0, failure: 1, usage: 64 } as const

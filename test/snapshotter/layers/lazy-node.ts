@@ -21,6 +21,8 @@ export class LazyNode implements AsyncDisposable {
   readonly log: ReturnType<typeof listeningLog> = listeningLog()
   /** What failed a check, in order. */
   readonly verificationFailures: string[] = []
+  /** Bytes that one layer gave to another. */
+  reusedBytes = 0
   readonly #config: {
     mergeLayersMin: number
     storeBytesMax: number
@@ -78,6 +80,7 @@ export class LazyNode implements AsyncDisposable {
           readWaited: () => {},
           readFailed: () => {},
           verificationFailed: (what) => this.verificationFailures.push(what),
+          reused: (bytes) => (this.reusedBytes += bytes),
         },
       },
     )
