@@ -53,6 +53,7 @@ export class Images {
       )
     }
     const blobCids = await blobsOf(image, request)
+    const indexCids = await image.sideIndexes(request)
     const chainIds = layerChainIds(diffIds)
     const layers = manifest.layers.map((descriptor, position): ImageLayer => {
       const blobCid = blobCids.get(descriptor.digest)
@@ -71,6 +72,7 @@ export class Images {
         blobSize: descriptor.size,
         mediaType: descriptor.mediaType,
         annotations: descriptor.annotations ?? {},
+        indexCid: indexCids.get(descriptor.digest)?.toV1().toString(),
       }
     })
     return this.#catalog.rememberImage({

@@ -20,5 +20,5 @@ function replyTo(id: number, request: TableRequest): Reply {
 }
 
 function answerTo(request: TableRequest): TableAnswer {
-  return request.kind === 'index' ? takeIndexApart(request) : makeImage(request)
+  return request.kind === 'image' ? makeImage(request) : takeIndexApart(request)
 }

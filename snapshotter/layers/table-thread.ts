@@ -6,6 +6,7 @@ import type {
   ImageRequest,
   IndexAnswer,
   IndexRequest,
+  SideIndexRequest,
   TableAnswer,
   TableRequest,
 } from './table-work.ts'
@@ -38,7 +39,7 @@ export class TableThread implements AsyncDisposable {
   readonly #waiting = new Map<number, Waiting>()
 
   /** Rejects with LayerError if the index is a lie or damaged. */
-  index(request: IndexRequest): Promise<IndexAnswer> {
+  index(request: IndexRequest | SideIndexRequest): Promise<IndexAnswer> {
     return this.#ask(request) as Promise<IndexAnswer>
   }
 

@@ -6,6 +6,7 @@ import { LayerError } from '../errors.ts'
 import { buildTree } from '../toc/build-tree.ts'
 import { decodeLayerIndex, decodeToc, encodeToc } from '../toc/layer-index.ts'
 import type { DirNode, FileNode } from '../toc/layer-tree.ts'
+import { decodeSideIndex, type IndexedLayer } from '../toc/side-index.ts'
 
 /** The index of a published layer, to be checked and taken apart. */
 export type IndexRequest = {
@@ -13,6 +14,12 @@ export type IndexRequest = {
   readonly stored: Uint8Array
   readonly framesEnd: number
   readonly blobSize: number
+}
+/** The index of a layer that somebody else wrote, to be checked and taken apart. */
+export type SideIndexRequest = {
+  readonly kind: 'sideIndex'
+  readonly stored: Uint8Array
+  readonly layer: IndexedLayer
 }
 export type IndexAnswer = {
   /** As `encodeToc` writes it, and as `LayerMap.toBytes`. */
@@ -49,12 +56,15 @@ export type ImageAnswer =
 /** Bytes of the layer file behind one device of an image. */
 export type DeviceRange = ByteRange & { readonly device: number }
 
-export type TableRequest = IndexRequest | ImageRequest
+export type TableRequest = IndexRequest | SideIndexRequest | ImageRequest
 export type TableAnswer = IndexAnswer | ImageAnswer
 
-/** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex`. */
-export function takeIndexApart({ stored, framesEnd, blobSize }: IndexRequest): IndexAnswer {
-  const { toc, map } = decodeLayerIndex(stored, { framesEnd, blobSize })
+/** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex` and `decodeSideIndex`. */
+export function takeIndexApart(request: IndexRequest | SideIndexRequest): IndexAnswer {
+  const { toc, map } =
+    request.kind === 'index'
+      ? decodeLayerIndex(request.stored, request)
+      : decodeSideIndex(request.stored, request.layer)
   return { toc: encodeToc(toc), map: map.toBytes() }
 }
 
