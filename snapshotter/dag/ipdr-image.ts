@@ -5,6 +5,7 @@ import { type Digest, digestOf, isDigest, parseDigest, verifyDigest } from '../o
 import { MANIFEST_BYTES_MAX, parseManifest } from '../oci/manifest.ts'
 import { DEFAULT_TAG } from '../oci/reference.ts'
 import { SIDE_INDEXES_DIRECTORY } from '../toc/side-index.ts'
+import { readSideIndex } from './read-side-index.ts'
 import { UnixfsFile } from './unixfs-file.ts'
 import { listUnixfsDirectory, resolveUnixfsPath } from './unixfs-path.ts'
 
@@ -116,6 +117,15 @@ export class IpdrImage {
     if (directory === undefined) return new Map()
     const found = await listUnixfsDirectory(directory, this.#blocks, request)
     return new Map(found.map(({ name, cid }) => [name, cid]))
+  }
+
+  /** The bytes of a layer's side index; undefined if there is none. Rejects as `readSideIndex`. */
+  async readSideIndex(
+    { digest, size }: { readonly digest: string; readonly size: number },
+    request: BlockRequest,
+  ): Promise<Uint8Array | undefined> {
+    const cid = (await this.sideIndexes(request)).get(digest)
+    return cid && readSideIndex(cid, size, this.#blocks, request)
   }
 
   async #manifestByDigest(digest: Digest, request: BlockRequest): Promise<Uint8Array> {

@@ -5,9 +5,11 @@ import type { LayerMap } from '../blobs/layer-map.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import type { BlockSource } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
+import { readSideIndex } from '../dag/read-side-index.ts'
 import { UnixfsFile } from '../dag/unixfs-file.ts'
 import { CodedError, ImageError, LayerError } from '../errors.ts'
 import type { Log } from '../log.ts'
+import type { Digest } from '../oci/digest.ts'
 import { decodeZstdStream } from '../toc/decode-zstd-stream.ts'
 import { GzipIndexer } from '../toc/gzip/gzip-indexer.ts'
 import { decodeToc, encodeToc, LAYER_INDEX_ANNOTATION } from '../toc/layer-index.ts'
@@ -23,7 +25,6 @@ import { LayerReading, layerBytesBound } from './layer-reading.ts'
 import { LeafSource } from './leaf-source.ts'
 import { metadataImage } from './metadata-image.ts'
 import { readLayerMap } from './read-layer-map.ts'
-import { readSideIndex } from './read-side-index.ts'
 import { StreamedLayerMap } from './streamed-layer-map.ts'
 import type { TableThread } from './table-thread.ts'
 
@@ -90,6 +91,17 @@ export class LayerBuilder {
   async reopen(record: LayerRecord): Promise<LazyLayer> {
     const map = readLayerMap(await readFile(this.#places.mapPath(record.id)))
     return this.#hold(record.id, map)
+  }
+
+  /** The side index of a gzip layer that was built, for others. Rejects with LayerError if its files are damaged. */
+  async sideIndex(record: LayerRecord): Promise<Uint8Array> {
+    const { id, blobSize } = record
+    const blobDigest = record.blobDigest as Digest
+    const diffId = record.diffId as Digest
+    const map = await readFile(this.#places.mapPath(id))
+    const toc = await readFile(this.#places.tocPath(id))
+    const layer = { blobDigest, blobSize, diffId }
+    return (await this.#parts.tables.export({ kind: 'export', layer, map, toc })).stored
   }
 
   /** The table of contents of a layer that was built. */

@@ -2,6 +2,8 @@ import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { type ErrorCode, type ErrorFacts, LayerError } from '../errors.ts'
 import type {
+  ExportAnswer,
+  ExportRequest,
   ImageAnswer,
   ImageRequest,
   IndexAnswer,
@@ -41,6 +43,11 @@ export class TableThread implements AsyncDisposable {
   /** Rejects with LayerError if the index is a lie or damaged. */
   index(request: IndexRequest | SideIndexRequest): Promise<IndexAnswer> {
     return this.#ask(request) as Promise<IndexAnswer>
+  }
+
+  /** Rejects with LayerError if what is on disk is damaged. */
+  export(request: ExportRequest): Promise<ExportAnswer> {
+    return this.#ask(request) as Promise<ExportAnswer>
   }
 
   /** Rejects with LayerError if a tree cannot be mounted. */

@@ -1,8 +1,8 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
-import { UnixfsFile } from '../dag/unixfs-file.ts'
 import { LayerError } from '../errors.ts'
 import { SIDE_INDEX_BYTES_MAX } from '../toc/side-index.ts'
+import { UnixfsFile } from './unixfs-file.ts'
 
 /**
  * The bytes of a side index; what they say is not looked at. Rejects with LayerError RESOURCE_EXHAUSTED if reading it costs more
