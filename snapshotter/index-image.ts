@@ -140,6 +140,9 @@ class ImageIndexing {
     if (compression !== 'gzip') {
       return { kind: 'impossible', because: WHY_IMPOSSIBLE[compression] }
     }
+    if (blob.leafCount === 1) {
+      return { kind: 'needs-none', because: 'it is one block, its index would be one more' }
+    }
     const layer = { blobDigest: digest, blobSize: blob.size, diffId }
     const before = await this.#indexBefore(layer, request)
     if (before !== undefined) return { kind: 'had-index', indexBytes: before.length }

@@ -7,6 +7,7 @@ import type { BenchContext, Measurement } from './bench-context.ts'
 import { BenchPublisher } from './bench-node.ts'
 import { coldStart } from './cold-start.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
+import { layerIndex } from './layer-index.ts'
 import { imageRead, reads } from './mechanism.ts'
 import { snapshotCalls } from './snapshot-calls.ts'
 import { fetchWhole, inflate, push } from './throughput.ts'
@@ -25,6 +26,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   coldStart,
   push,
   inflate,
+  layerIndex,
   fetchWhole,
 ]
 

@@ -26,6 +26,7 @@ const GZIPPED = makeTar(
   { name: 'bin/tool', mode: 0o755, content: randomContent(seeded(1), 3_000_000) },
 )
 const PLAIN = makeTar({ name: 'etc/motd', content: 'hello\n' })
+const SMALL = makeTar({ name: 'etc/hostname', content: 'ipdr\n' })
 const ZSTD = makeTar({ name: 'etc/issue', content: 'Debian\n' })
 
 const MISSING = 'bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi'
@@ -37,7 +38,12 @@ beforeAll(async () => {
   scratch = Scratch.open('cli-index')
   const pack = (tar: Uint8Array, compression: Compression) =>
     packLayer(Readable.from([tar]), compression, join(scratch.dir, 'layers'))
-  const layers = [await pack(GZIPPED, 'gzip'), await pack(PLAIN, 'none'), await pack(ZSTD, 'zstd')]
+  const layers = [
+    await pack(GZIPPED, 'gzip'),
+    await pack(PLAIN, 'none'),
+    await pack(ZSTD, 'zstd'),
+    await pack(SMALL, 'gzip'),
+  ]
   layout = writeOciLayout(join(scratch.dir, 'layout'), { layers, tag: 'v1' })
 })
 afterAll(() => scratch[Symbol.asyncDispose]())
@@ -82,12 +88,13 @@ describe('ipdr index', () => {
   test('gives the image a new root, with the same manifests and blobs and an index of each gzip layer', async () => {
     const { repository, root } = await published()
     const answer = await indexJson([`${root}:v1`, '--repository', repository])
-    const [gzip, plain, zstd] = layout.layers
+    const [gzip, plain, zstd, small] = layout.layers
     expect(answer).toMatchObject({ isNew: true, reference: `ipdr.internal/${answer.root}:v1` })
     expect(answer.layers).toMatchObject([
       { digest: gzip?.digest, outcome: 'indexed', by: 'reading', blobBytes: gzip?.size },
       { digest: plain?.digest, outcome: 'needs-none', because: expect.stringContaining('tar') },
       { digest: zstd?.digest, outcome: 'impossible', because: expect.stringContaining('frame') },
+      { digest: small?.digest, outcome: 'needs-none', because: expect.stringContaining('block') },
     ])
     const [before, after] = [
       await entries(repository, root),
@@ -112,11 +119,13 @@ describe('ipdr index', () => {
       { kind: 'none' },
       { kind: 'headers' },
       { kind: 'none' },
+      { kind: 'none' },
     ])
     const answer = await indexJson([root, '--repository', repository])
     expect(await lazy(answer.root)).toMatchObject([
       { kind: 'index', entries: 2, layerBytes: GZIPPED.length },
       { kind: 'headers' },
+      { kind: 'none' },
       { kind: 'none' },
     ])
   })
@@ -136,7 +145,7 @@ describe('ipdr index', () => {
     expect(stdout).toMatch(/MiB +[\d.]+ (?:Ki)?B +\d\.\d\d % +indexed in .* MB\/s\)$/m)
     expect(stdout).toMatch(/needs none: a plain tar is read where it lies$/m)
     expect(stdout).toMatch(/cannot be indexed: zstd can only be decoded from the start of a frame/)
-    expect(stdout).toMatch(/^1 layer of 3 indexed in /m)
+    expect(stdout).toMatch(/^1 layer of 4 indexed in /m)
     expect(stdout).toContain('Offer it to others: ipdr serve')
     const steps = stderr
       .trim()
