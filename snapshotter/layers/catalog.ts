@@ -240,19 +240,21 @@ export class Catalog implements Disposable {
     return Number(row?.['id'])
   }
 
-  /**
-   * A layer as the image seen last names it; undefined if no image does. Without an index if not all images name the same: who
-   * asks does not know for which of them.
-   */
+  /** A layer as the image seen last names it; undefined if no image does. */
   imageLayer(blobCid: string): ImageLayer | undefined {
-    const named = this.#imageLayers(
+    return this.#imageLayers(
       `SELECT image_layers.* FROM image_layers JOIN images ON image_id = images.id
-       WHERE blob_cid = ? ORDER BY seen_at_ms DESC`,
+       WHERE blob_cid = ? ORDER BY seen_at_ms DESC LIMIT 1`,
       blobCid,
-    )
-    const [last] = named
-    if (last === undefined || named.every(({ indexCid }) => indexCid === last.indexCid)) return last
-    return { ...last, indexCid: undefined }
+    )[0]
+  }
+
+  /** The side index that every image with this layer names; undefined if they do not all name the same one. */
+  agreedIndex(blobCid: string): string | undefined {
+    const named = this.#sql('SELECT DISTINCT index_cid FROM image_layers WHERE blob_cid = ?')
+      .all(blobCid)
+      .map((row) => textOrUndefined(row['index_cid']))
+    return named.length === 1 ? named[0] : undefined
   }
 
   /** The layer's files are durable: it can be mounted from now on. */

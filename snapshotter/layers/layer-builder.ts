@@ -267,7 +267,7 @@ export class LayerBuilder {
       format: `tar+${compression}`,
       toc: encodeToc(toc),
       held,
-      notLazyBecause: `it is ${compression} without a table of contents, so it was read whole once; push it again with ipdr push`,
+      notLazyBecause: `it is ${compression} without a table of contents, so it was read whole once; ${compression === 'gzip' ? 'run ipdr index on its image, or ' : ''}push it again with ipdr push`,
       verified: true,
       indexCid: undefined,
     }

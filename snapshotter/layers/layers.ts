@@ -79,10 +79,10 @@ export class Layers implements LazyLayers, AsyncDisposable {
   async claim({ layerChainId, labels, signal }: ClaimRequest): Promise<ClaimedLayer | undefined> {
     const { catalog, server, log } = this.#parts
     const images = catalog.imagesWithChain(layerChainId)
-    const layerOf = ({ layers }: ImageRecord): ImageLayer | undefined =>
-      layers.find((layer) => layer.layerChainId === layerChainId)
+    const blobOf = ({ layers }: ImageRecord): string | undefined =>
+      layers.find((layer) => layer.layerChainId === layerChainId)?.blobCid
     const usable = images.filter(
-      (each) => catalog.layerByBlob(layerOf(each)?.blobCid ?? '')?.state !== 'corrupt',
+      (each) => catalog.layerByBlob(blobOf(each) ?? '')?.state !== 'corrupt',
     )
     const hint = labels.get(MANIFEST_DIGEST_LABEL)
     const image =
@@ -103,8 +103,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     const record = await unlessAborted(asked, signal)
     // Whichever of them containerd is pulling, it would take this layer for its own.
     const pulled = images.filter(({ seenAtMs }) => Date.now() - seenAtMs < PULL_LONGEST_MS)
-    const claims = pulled.map(layerOf).map((of) => `${of?.blobCid} ${of?.indexCid}`)
-    const isContested = new Set(claims).size > 1
+    const isContested = new Set(pulled.map(blobOf)).size > 1
     if (isContested && !record.verified) await this.fetchWhole(record, signal)
     catalog.touchLayer(record.id)
     return { layer: record.id, size: BigInt(record.blobSize), inodes: BigInt(record.inodes) }
@@ -132,8 +131,12 @@ export class Layers implements LazyLayers, AsyncDisposable {
     if (known?.state === 'corrupt') throw notAsPromised(layer)
     const running = this.#building.get(layer.blobCid)
     if (running !== undefined) return running.record
-    const record = this.#build(layer).finally(() => this.#building.delete(layer.blobCid))
-    this.#building.set(layer.blobCid, { record, indexCid: layer.indexCid })
+    // A layer is shared, and a side index is the word of one image's publisher: it speaks for no other image.
+    const indexCid = catalog.agreedIndex(layer.blobCid)
+    const record = this.#build({ ...layer, indexCid }).finally(() =>
+      this.#building.delete(layer.blobCid),
+    )
+    this.#building.set(layer.blobCid, { record, indexCid })
     return record
   }
 

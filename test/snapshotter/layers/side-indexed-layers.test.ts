@@ -273,20 +273,41 @@ describe('an index that lies about a layer which another image has too', () => {
   )
 
   test(
-    'is not used for a layer that was lost, where not all images name it',
+    'is not used for a layer that was lost, whichever image makes it be built again',
+    async () => {
+      for (const by of ['container', 'pull'] as const) {
+        const blocks = new MemoryBlocks()
+        const honest = await publishImage(blocks, [layer])
+        const node = await openNode(blocks)
+        await node.pull(honest)
+        const liar = await publishImage(blocks, [{ ...layer, sideIndex: lyingIndex() }])
+        await node.serve(liar)
+        await node.stop()
+        await writeFile(join(node.root, 'layers/1/map'), 'damaged')
+        await node.start(blocks)
+        if (by === 'pull') {
+          const { signal } = new AbortController()
+          const options = { all: false, signal, onProgress: () => {} }
+          await node.snapshotter.pull(liar.root.toString(), options)
+        }
+        await using mounted = await node.mount(honest)
+        expect((await stat(join(mounted.path, 'file-3'))).size).toBe(2_000_000)
+        expect(node.snapshotter.layers()).toMatchObject([{ verified: true }])
+      }
+    },
+    deadlineMs,
+  )
+
+  test(
+    'is not used where the other image came first and has not been built yet',
     async () => {
       const blocks = new MemoryBlocks()
       const honest = await publishImage(blocks, [layer])
-      const node = await openNode(blocks)
-      await node.pull(honest)
       const liar = await publishImage(blocks, [{ ...layer, sideIndex: lyingIndex() }])
-      await node.serve(liar)
-      await node.stop()
-      await writeFile(join(node.root, 'layers/1/map'), 'damaged')
-      await node.start(blocks)
-      await using mounted = await node.mount(honest)
-      expect((await stat(join(mounted.path, 'file-3'))).size).toBe(2_000_000)
-      expect(node.snapshotter.layers()).toMatchObject([{ verified: true }])
+      const node = await openNode(blocks)
+      await node.serve(honest)
+      await node.pull(liar)
+      expect(node.snapshotter.layers()).toMatchObject([{ verified: true, isComplete: true }])
     },
     deadlineMs,
   )
