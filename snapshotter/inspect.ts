@@ -3,7 +3,7 @@ import type { BlockRequest, BlockSource } from './block-source.ts'
 import { boundedParallel } from './dag/bounded-parallel.ts'
 import { IpdrImage } from './dag/ipdr-image.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
-import { ImageError, LayerError } from './errors.ts'
+import { CodedError, ImageError, LayerError } from './errors.ts'
 import { type Digest, verifyDigest } from './oci/digest.ts'
 import { IMAGE_CONFIG_BYTES_MAX, parseImageConfig } from './oci/image-config.ts'
 import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest.ts'
@@ -220,7 +220,7 @@ async function inspectSideIndex(
     const { toc } = decodeSideIndex(stored, layer)
     return { kind: 'index', entries: toc.entries.length, layerBytes: toc.layerSize }
   } catch (error) {
-    if (!(error instanceof LayerError)) throw error
+    if (request.signal.aborted || !(error instanceof CodedError)) throw error
     const because = `${byItself.because}, and the index beside the image cannot be used: ${error.message}`
     return { kind: 'none', because }
   }

@@ -186,7 +186,7 @@ export class Snapshotter implements AsyncDisposable {
       const patienceMs = Math.min(STOP_LONGEST_MS, config.foregroundDeadlineMs)
       opened.defer(() => fuse.stop(dir, AbortSignal.timeout(patienceMs)))
     }
-    const images = new Images({ catalog, blocks })
+    const images = new Images({ catalog, blocks, log })
     return new Snapshotter(
       { snapshots, kernel },
       { catalog, store, queue, builder, mounts, layers, images, waited, fuse, blocks },

@@ -2,11 +2,13 @@ import { open, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { gzipSync } from 'node:zlib'
+import { decode } from '@ipld/dag-pb'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import type { BlockSource } from '../../../snapshotter/block-source.ts'
 import { Catalog } from '../../../snapshotter/layers/catalog.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import { GzipLayerMap } from '../../../snapshotter/toc/gzip/gzip-layer-map.ts'
+import type { LayerToc } from '../../../snapshotter/toc/layer-toc.ts'
 import { decodeSideIndex, encodeSideIndex } from '../../../snapshotter/toc/side-index.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { makeTar } from '../../support/make-tar.ts'
@@ -53,15 +55,25 @@ function lyingIndex(): Uint8Array {
   return encodeSideIndex(named, { map, toc: { ...toc, entries } })
 }
 
-/** The index with the SHA-256 of one span changed: its bytes can never be had by it. */
-function brokenIndex(span: number): Uint8Array {
+/** The index with the SHA-256 of one span changed: its bytes can never be had by it. `lie` may change its table of contents. */
+function brokenIndex(span: number, lie = (toc: LayerToc): LayerToc => toc): Uint8Array {
   const named = indexedLayerOf(blob, tar)
   const { map, toc } = decodeSideIndex(sideIndex, named)
   const bytes = Buffer.from(map.toBytes())
   // Header 32 bytes, records 52, the hash last in each (seek-index-format.ts).
   const at = 32 + 52 * (span + 1) - 1
   bytes[at] = (bytes[at] ?? 0) ^ 1
-  return encodeSideIndex(named, { map: GzipLayerMap.fromBytes(bytes), toc })
+  return encodeSideIndex(named, { map: GzipLayerMap.fromBytes(bytes), toc: lie(toc) })
+}
+
+/** The table of contents with a file whose content has to be copied into the metadata image: its end is no whole block. */
+function copiedFile(toc: LayerToc): LayerToc {
+  const entries = toc.entries.map((entry) => {
+    const [first] = entry.extents ?? []
+    if (entry.path !== 'file-0' || first === undefined) return entry
+    return { ...entry, size: 2000, extents: [{ ...first, length: 100 }] }
+  })
+  return { ...toc, entries }
 }
 
 describe('a gzip layer with an index beside its image', () => {
@@ -142,6 +154,7 @@ describe('an index that cannot be used', () => {
     ['is of another layer', async () => sideIndexOf(otherBlob, otherTar)],
     ['is cut off', async () => cut],
     ['is no index at all', async () => otherTar.subarray(0, 2000)],
+    ['is wrong about bytes that its mount needs', async () => brokenIndex(0, copiedFile)],
     ['costs more than the layer', async () => Buffer.concat([blob, blob])],
   ] as const
 
@@ -177,6 +190,22 @@ describe('an index that cannot be used', () => {
         },
       }
       const node = await openNode(without)
+      await node.pull(image)
+      expect(node.snapshotter.layers()).toMatchObject([{ verified: true, isComplete: true }])
+      expect(node.log.sentences.filter((said) => said.includes('cannot be used'))).toHaveLength(1)
+    },
+    deadlineMs,
+  )
+
+  test(
+    'because nobody has their directory is said to be so, and the layer is read whole',
+    async () => {
+      const blocks = new MemoryBlocks()
+      const image = await publishImage(blocks, [{ ...layer, sideIndex }])
+      const root = decode(blocks.blocks.get(image.root.toString()) ?? new Uint8Array())
+      const directory = root.Links.find(({ Name }) => Name === 'indexes')
+      expect(blocks.blocks.delete(String(directory?.Hash))).toBe(true)
+      const node = await openNode(blocks)
       await node.pull(image)
       expect(node.snapshotter.layers()).toMatchObject([{ verified: true, isComplete: true }])
       expect(node.log.sentences.filter((said) => said.includes('cannot be used'))).toHaveLength(1)
