@@ -11,6 +11,9 @@ import type { LayerStatus, LazyMount, Snapshotter, WaitedRead } from '../snapsho
 import type { Metrics } from './metrics.ts'
 import { version } from './version.ts'
 
+/** Bytes of a layer's index in one message. 1 MiB: gRPC takes messages of 4 MiB unless told otherwise. */
+const INDEX_PART_BYTES = 1024 ** 2
+
 /** What the node is to its peers. */
 export type NodeIdentity = { readonly peerId: string; readonly addresses: readonly string[] }
 
@@ -101,6 +104,13 @@ export function adminService(
     async RemoveLayer(request) {
       const { freedBytes } = await snapshotter.removeLayer(request.digest)
       return { freedBytes: Math.max(0, freedBytes) }
+    },
+
+    async *LayerIndex(request) {
+      const index = await snapshotter.sideIndex(request.blobCid)
+      for (let start = 0; start < index.length; start += INDEX_PART_BYTES) {
+        yield { bytes: index.subarray(start, start + INDEX_PART_BYTES) }
+      }
     },
 
     async WaitedFor(request) {

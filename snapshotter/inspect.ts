@@ -3,7 +3,7 @@ import type { BlockRequest, BlockSource } from './block-source.ts'
 import { boundedParallel } from './dag/bounded-parallel.ts'
 import { IpdrImage } from './dag/ipdr-image.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
-import { ImageError, LayerError } from './errors.ts'
+import { CodedError, ImageError, LayerError } from './errors.ts'
 import { type Digest, verifyDigest } from './oci/digest.ts'
 import { IMAGE_CONFIG_BYTES_MAX, parseImageConfig } from './oci/image-config.ts'
 import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest.ts'
@@ -11,6 +11,7 @@ import { parseJson } from './oci/parse-json.ts'
 import { formatPlatform, type Platform } from './oci/platform.ts'
 import type { ImageReference } from './oci/reference.ts'
 import { readLayerIndex } from './toc/read-layer-toc.ts'
+import { decodeSideIndex, type IndexedLayer } from './toc/side-index.ts'
 import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
 
 /** Layers looked at side by side. 8 × 16 inner nodes of 256 KiB at most: 32 MiB on their way. */
@@ -18,7 +19,7 @@ const LAYERS_AT_ONCE = 8
 
 /** Whether a layer can be mounted before its bytes are here, and through what. */
 export type LazyReading =
-  /** A table of contents at the end of the blob: one read. */
+  /** An index, at the end of the blob or beside the image: one read. */
   | { readonly kind: 'index'; readonly entries: number; readonly layerBytes: number }
   /** A plain tar: its headers are read where they lie. */
   | { readonly kind: 'headers' }
@@ -142,6 +143,9 @@ async function inspectManifest(
     if (layer === undefined) return
     const blob = await image.blob(layer.digest, { ...request, signal })
     const read = await inspectBlob(blob, layer.annotations ?? {}, { ...request, signal })
+    const diffId = diffIds[position] ?? layer.digest
+    const named = { blobDigest: layer.digest, blobSize: blob.size, diffId }
+    const lazy = await inspectSideIndex(image, named, read.lazy, { ...request, signal })
     layers[position] = {
       digest: layer.digest,
       diffId: diffIds[position],
@@ -150,6 +154,7 @@ async function inspectManifest(
       blobBytes: blob.size,
       leaves: blob.leafCount,
       ...read,
+      lazy,
     }
   })
   const layerBytes = layers.reduce((sum, { blobBytes }) => sum + blobBytes, 0)
@@ -197,6 +202,27 @@ async function inspectBlob(
   } catch (error) {
     if (!(error instanceof LayerError)) throw error
     return { format, lazy: { kind: 'none', because: error.message } }
+  }
+}
+
+/** How a layer can be read that cannot be read lazily by itself: by an index beside the image, if there is one and it fits. */
+async function inspectSideIndex(
+  image: IpdrImage,
+  layer: IndexedLayer,
+  byItself: LazyReading,
+  request: BlockRequest,
+): Promise<LazyReading> {
+  if (byItself.kind !== 'none') return byItself
+  const named = { digest: layer.blobDigest, size: layer.blobSize }
+  try {
+    const stored = await image.readSideIndex(named, request)
+    if (stored === undefined) return byItself
+    const { toc } = decodeSideIndex(stored, layer)
+    return { kind: 'index', entries: toc.entries.length, layerBytes: toc.layerSize }
+  } catch (error) {
+    if (request.signal.aborted || !(error instanceof CodedError)) throw error
+    const because = `${byItself.because}, and the index beside the image cannot be used: ${error.message}`
+    return { kind: 'none', because }
   }
 }
 

@@ -197,7 +197,7 @@ export class Snapshotter implements AsyncDisposable {
       const patienceMs = Math.min(STOP_LONGEST_MS, config.foregroundDeadlineMs)
       opened.defer(() => fuse.stop(dir, AbortSignal.timeout(patienceMs)))
     }
-    const images = new Images({ catalog, blocks })
+    const images = new Images({ catalog, blocks, log })
     return new Snapshotter(
       { snapshots, kernel },
       { catalog, store, queue, builder, mounts, layers, images, waited, fuse, blocks },
@@ -250,6 +250,25 @@ export class Snapshotter implements AsyncDisposable {
     const failed = pulled.find((each) => each.status === 'rejected')
     if (failed !== undefined) throw failed.reason
     return image
+  }
+
+  /**
+   * What this node learnt when it read a gzip layer whole: the side index of the blob with this CID (toc/side-index.ts), and only
+   * of a layer that was found to be what its image promised. Rejects with LayerError NOT_FOUND, saying why.
+   */
+  async sideIndex(blobCid: string): Promise<Uint8Array> {
+    const { catalog, builder } = this.#parts
+    const record = catalog.layerByBlob(blobCid)
+    if (record?.state === 'ready' && record.format === 'tar+gzip' && record.verified) {
+      return builder.sideIndex(record)
+    }
+    const why =
+      record?.state !== 'ready'
+        ? 'it is not on this node'
+        : record.format === 'tar+gzip'
+          ? 'not all of it was checked on this node'
+          : `it is ${record.format}`
+    throw new LayerError('NOT_FOUND', `there is no index of the layer at ${blobCid}: ${why}`)
   }
 
   images(): ImageRecord[] {

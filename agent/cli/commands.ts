@@ -2,6 +2,7 @@ import type { Command } from './command.ts'
 import { cacheGc } from './commands/cache-gc.ts'
 import { cacheLs } from './commands/cache-ls.ts'
 import { cacheRm } from './commands/cache-rm.ts'
+import { indexLayers } from './commands/index-layers.ts'
 import { inspect } from './commands/inspect.ts'
 import { pull } from './commands/pull.ts'
 import { push } from './commands/push.ts'
@@ -17,6 +18,7 @@ export const COMMANDS: readonly Command[] = [
   push,
   serve,
   inspect,
+  indexLayers,
   repositoryLs,
   repositoryRm,
   repositoryGc,

@@ -7,6 +7,8 @@ import type { CollectGarbageRequest as _ipdr_v1_CollectGarbageRequest, CollectGa
 import type { CollectGarbageResponse as _ipdr_v1_CollectGarbageResponse, CollectGarbageResponse__Output as _ipdr_v1_CollectGarbageResponse__Output } from './ipdr/v1/CollectGarbageResponse.ts';
 import type { Image as _ipdr_v1_Image, Image__Output as _ipdr_v1_Image__Output } from './ipdr/v1/Image.ts';
 import type { Layer as _ipdr_v1_Layer, Layer__Output as _ipdr_v1_Layer__Output } from './ipdr/v1/Layer.ts';
+import type { LayerIndexPart as _ipdr_v1_LayerIndexPart, LayerIndexPart__Output as _ipdr_v1_LayerIndexPart__Output } from './ipdr/v1/LayerIndexPart.ts';
+import type { LayerIndexRequest as _ipdr_v1_LayerIndexRequest, LayerIndexRequest__Output as _ipdr_v1_LayerIndexRequest__Output } from './ipdr/v1/LayerIndexRequest.ts';
 import type { LayerMount as _ipdr_v1_LayerMount, LayerMount__Output as _ipdr_v1_LayerMount__Output } from './ipdr/v1/LayerMount.ts';
 import type { ListImagesRequest as _ipdr_v1_ListImagesRequest, ListImagesRequest__Output as _ipdr_v1_ListImagesRequest__Output } from './ipdr/v1/ListImagesRequest.ts';
 import type { ListImagesResponse as _ipdr_v1_ListImagesResponse, ListImagesResponse__Output as _ipdr_v1_ListImagesResponse__Output } from './ipdr/v1/ListImagesResponse.ts';
@@ -41,6 +43,8 @@ export interface ProtoGrpcType {
       CollectGarbageResponse: MessageTypeDefinition<_ipdr_v1_CollectGarbageResponse, _ipdr_v1_CollectGarbageResponse__Output>
       Image: MessageTypeDefinition<_ipdr_v1_Image, _ipdr_v1_Image__Output>
       Layer: MessageTypeDefinition<_ipdr_v1_Layer, _ipdr_v1_Layer__Output>
+      LayerIndexPart: MessageTypeDefinition<_ipdr_v1_LayerIndexPart, _ipdr_v1_LayerIndexPart__Output>
+      LayerIndexRequest: MessageTypeDefinition<_ipdr_v1_LayerIndexRequest, _ipdr_v1_LayerIndexRequest__Output>
       LayerMount: MessageTypeDefinition<_ipdr_v1_LayerMount, _ipdr_v1_LayerMount__Output>
       ListImagesRequest: MessageTypeDefinition<_ipdr_v1_ListImagesRequest, _ipdr_v1_ListImagesRequest__Output>
       ListImagesResponse: MessageTypeDefinition<_ipdr_v1_ListImagesResponse, _ipdr_v1_ListImagesResponse__Output>

@@ -4,6 +4,8 @@ import { ImageError } from '../errors.ts'
 import { type Digest, digestOf, isDigest, parseDigest, verifyDigest } from '../oci/digest.ts'
 import { MANIFEST_BYTES_MAX, parseManifest } from '../oci/manifest.ts'
 import { DEFAULT_TAG } from '../oci/reference.ts'
+import { SIDE_INDEXES_DIRECTORY } from '../toc/side-index.ts'
+import { readSideIndex } from './read-side-index.ts'
 import { UnixfsFile } from './unixfs-file.ts'
 import { listUnixfsDirectory, resolveUnixfsPath } from './unixfs-path.ts'
 
@@ -104,6 +106,26 @@ export class IpdrImage {
       return found.map(({ name, cid }) => ({ folder, name, cid }))
     }
     return [...(await list('manifests', this.#manifests)), ...(await list('blobs', this.#blobs))]
+  }
+
+  /**
+   * Side indexes of the image's layers, by the digest of the layer's blob (toc/side-index.ts); none in an image that nobody
+   * indexed. Nothing of them is checked here.
+   */
+  async sideIndexes(request: BlockRequest): Promise<Map<string, CID>> {
+    const directory = await directoryIn(this.root, SIDE_INDEXES_DIRECTORY, this.#blocks, request)
+    if (directory === undefined) return new Map()
+    const found = await listUnixfsDirectory(directory, this.#blocks, request)
+    return new Map(found.map(({ name, cid }) => [name, cid]))
+  }
+
+  /** The bytes of a layer's side index; undefined if there is none. Rejects as `readSideIndex`. */
+  async readSideIndex(
+    { digest, size }: { readonly digest: string; readonly size: number },
+    request: BlockRequest,
+  ): Promise<Uint8Array | undefined> {
+    const cid = (await this.sideIndexes(request)).get(digest)
+    return cid && readSideIndex(cid, size, this.#blocks, request)
   }
 
   async #manifestByDigest(digest: Digest, request: BlockRequest): Promise<Uint8Array> {

@@ -36,6 +36,8 @@ export type LayerRecord = {
   readonly notLazyBecause: string | undefined
   /** True once the SHA-256 of all its bytes was found equal to the diff ID. */
   readonly verified: boolean
+  /** The side index that it was built by, which is the word of whoever published it; undefined if only its own bytes were. */
+  readonly indexCid: string | undefined
   /** Milliseconds since the epoch. */
   readonly lastUsedMs: number
 }
@@ -43,7 +45,14 @@ export type LayerRecord = {
 /** What is found out about a layer while it is made mountable. */
 export type FoundLayer = Pick<
   LayerRecord,
-  'format' | 'layerSize' | 'inodes' | 'inheritsDirs' | 'hidesBelow' | 'notLazyBecause' | 'verified'
+  | 'format'
+  | 'layerSize'
+  | 'inodes'
+  | 'inheritsDirs'
+  | 'hidesBelow'
+  | 'notLazyBecause'
+  | 'verified'
+  | 'indexCid'
 >
 
 /** One layer as an image names it. `chainId` stands for it and all layers below. */
@@ -55,6 +64,8 @@ export type ImageLayer = {
   readonly blobSize: number
   readonly mediaType: string
   readonly annotations: Readonly<Record<string, string>>
+  /** CIDv1 of the side index that lies beside the image for it. */
+  readonly indexCid: string | undefined
 }
 
 /** An image that this node's registry served or was told to pull. */
@@ -68,7 +79,6 @@ export type ImageRecord = {
   readonly layers: readonly ImageLayer[]
 }
 
-const SCHEMA_VERSION = 1
 const SCHEMA = `
   CREATE TABLE layers (
     id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: it is the FUSE inode of the layer's file
@@ -110,6 +120,13 @@ const SCHEMA = `
   CREATE INDEX image_layers_by_chain_id ON image_layers (chain_id);
 `
 
+/** What makes each version of the schema of the one before, from an empty file on. */
+const SCHEMA_STEPS: readonly string[] = [
+  SCHEMA,
+  `ALTER TABLE layers ADD COLUMN index_cid TEXT;
+   ALTER TABLE image_layers ADD COLUMN index_cid TEXT;`,
+]
+
 /** Which images and layers this node knows, in an embedded database; every call is one durable transaction. */
 export class Catalog implements Disposable {
   readonly #db: DatabaseSync
@@ -146,7 +163,7 @@ export class Catalog implements Disposable {
       const id = Number(row?.['id'])
       this.#sql('DELETE FROM image_layers WHERE image_id = ?').run(id)
       image.layers.forEach((layer, position) => {
-        this.#sql('INSERT INTO image_layers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)').run(
+        this.#sql('INSERT INTO image_layers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)').run(
           id,
           position,
           layer.layerChainId,
@@ -156,6 +173,7 @@ export class Catalog implements Disposable {
           layer.blobSize,
           layer.mediaType,
           JSON.stringify(layer.annotations),
+          layer.indexCid ?? null,
         )
       })
       return { ...image, id }
@@ -231,12 +249,20 @@ export class Catalog implements Disposable {
     )[0]
   }
 
+  /** The side index that every image with this layer names; undefined if they do not all name the same one. */
+  agreedIndex(blobCid: string): string | undefined {
+    const named = this.#sql('SELECT DISTINCT index_cid FROM image_layers WHERE blob_cid = ?')
+      .all(blobCid)
+      .map((row) => textOrUndefined(row['index_cid']))
+    return named.length === 1 ? named[0] : undefined
+  }
+
   /** The layer's files are durable: it can be mounted from now on. */
   finishLayer(id: number, found: FoundLayer): void {
     this.#known.clear()
     this.#sql(
       `UPDATE layers SET state = 'ready', format = ?, layer_size = ?, inodes = ?, inherits_dirs = ?, hides_below = ?,
-         not_lazy_because = ?, verified = ? WHERE id = ?`,
+         not_lazy_because = ?, verified = ?, index_cid = ? WHERE id = ?`,
     ).run(
       found.format,
       found.layerSize,
@@ -245,6 +271,7 @@ export class Catalog implements Disposable {
       Number(found.hidesBelow),
       found.notLazyBecause ?? null,
       Number(found.verified),
+      found.indexCid ?? null,
       id,
     )
   }
@@ -280,17 +307,18 @@ export class Catalog implements Disposable {
 
   #migrate(path: string): void {
     const version = Number(this.#db.prepare('PRAGMA user_version').get()?.['user_version'])
-    if (version > SCHEMA_VERSION) {
+    const known = SCHEMA_STEPS.length
+    if (version > known) {
       throw new LayerError(
         'FAILED_PRECONDITION',
-        `${path} has schema version ${version}, this agent knows ${SCHEMA_VERSION}: run the newer agent`,
+        `${path} has schema version ${version}, this agent knows ${known}: run the newer agent`,
         { path, version },
       )
     }
-    if (version === SCHEMA_VERSION) return
+    if (version === known) return
     this.#transaction(() => {
-      this.#db.exec(SCHEMA)
-      this.#db.exec(`PRAGMA user_version = ${SCHEMA_VERSION}`)
+      for (const step of SCHEMA_STEPS.slice(version)) this.#db.exec(step)
+      this.#db.exec(`PRAGMA user_version = ${known}`)
     })
   }
 
@@ -320,6 +348,7 @@ export class Catalog implements Disposable {
         blobSize: Number(row['blob_size']),
         mediaType: String(row['media_type']),
         annotations: JSON.parse(String(row['annotations'])) as Record<string, string>,
+        indexCid: textOrUndefined(row['index_cid']),
       }))
   }
 
@@ -339,9 +368,9 @@ export class Catalog implements Disposable {
         inheritsDirs: row['inherits_dirs'] === 1,
         hidesBelow: row['hides_below'] === 1,
         state: String(row['state']) as LayerState,
-        notLazyBecause:
-          row['not_lazy_because'] === null ? undefined : String(row['not_lazy_because']),
+        notLazyBecause: textOrUndefined(row['not_lazy_because']),
         verified: row['verified'] === 1,
+        indexCid: textOrUndefined(row['index_cid']),
         lastUsedMs: Number(row['last_used_ms']),
       }))
   }
@@ -365,6 +394,10 @@ export class Catalog implements Disposable {
       throw error
     }
   }
+}
+
+function textOrUndefined(column: unknown): string | undefined {
+  return typeof column === 'string' ? column : undefined
 }
 
 /** SQLITE_BUSY: somebody else holds the lock. */

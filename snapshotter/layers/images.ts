@@ -1,7 +1,8 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
 import { IpdrImage } from '../dag/ipdr-image.ts'
-import { ImageError } from '../errors.ts'
+import { CodedError, ImageError } from '../errors.ts'
+import type { Log } from '../log.ts'
 import { type Digest, verifyDigest } from '../oci/digest.ts'
 import { parseImageConfig } from '../oci/image-config.ts'
 import { layerChainIds } from '../oci/layer-chain-id.ts'
@@ -13,10 +14,12 @@ import type { Catalog, ImageLayer, ImageRecord } from './catalog.ts'
 export class Images {
   readonly #catalog: Catalog
   readonly #blocks: BlockSource
+  readonly #log: Log
 
-  constructor({ catalog, blocks }: { catalog: Catalog; blocks: BlockSource }) {
+  constructor({ catalog, blocks, log }: { catalog: Catalog; blocks: BlockSource; log: Log }) {
     this.#catalog = catalog
     this.#blocks = blocks
+    this.#log = log
   }
 
   /**
@@ -53,6 +56,7 @@ export class Images {
       )
     }
     const blobCids = await blobsOf(image, request)
+    const indexCids = await this.#sideIndexesOf(image, request)
     const chainIds = layerChainIds(diffIds)
     const layers = manifest.layers.map((descriptor, position): ImageLayer => {
       const blobCid = blobCids.get(descriptor.digest)
@@ -71,6 +75,7 @@ export class Images {
         blobSize: descriptor.size,
         mediaType: descriptor.mediaType,
         annotations: descriptor.annotations ?? {},
+        indexCid: indexCids.get(descriptor.digest)?.toV1().toString(),
       }
     })
     return this.#catalog.rememberImage({
@@ -92,6 +97,21 @@ export class Images {
     if (index.kind !== 'index') throw new ImageError('INTERNAL', `${name} is not an index`)
     const { digest } = chooseManifest(index, nodePlatform(), name)
     return this.resolve(root, digest, request)
+  }
+
+  /** An image is not worse for a directory of indexes that cannot be read: its layers are then read without. */
+  async #sideIndexesOf(image: IpdrImage, request: BlockRequest): Promise<Map<string, CID>> {
+    try {
+      return await image.sideIndexes(request)
+    } catch (error) {
+      if (request.signal.aborted || !(error instanceof CodedError)) throw error
+      const root = image.root.toString()
+      this.#log.warn(
+        { image: root, reason: error.message },
+        `the indexes beside image ${root} cannot be used, so its layers are read without them: ${error.message}`,
+      )
+      return new Map()
+    }
   }
 }
 

@@ -1,4 +1,3 @@
-import { createHash, type Hash } from 'node:crypto'
 import { mkdir, readFile, rm } from 'node:fs/promises'
 import { CID } from 'multiformats/cid'
 import type { BlobStore } from '../blobs/blob-store.ts'
@@ -6,32 +5,29 @@ import type { LayerMap } from '../blobs/layer-map.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import type { BlockSource } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
+import { readSideIndex } from '../dag/read-side-index.ts'
 import { UnixfsFile } from '../dag/unixfs-file.ts'
-import { ImageError, LayerError } from '../errors.ts'
+import { CodedError, ImageError, LayerError } from '../errors.ts'
 import type { Log } from '../log.ts'
-import { parseDigest } from '../oci/digest.ts'
+import type { Digest } from '../oci/digest.ts'
 import { decodeZstdStream } from '../toc/decode-zstd-stream.ts'
 import { GzipIndexer } from '../toc/gzip/gzip-indexer.ts'
-import { decodeToc, encodeToc } from '../toc/layer-index.ts'
+import { decodeToc, encodeToc, LAYER_INDEX_ANNOTATION } from '../toc/layer-index.ts'
 import type { LayerToc } from '../toc/layer-toc.ts'
 import { fetchLayerIndex } from '../toc/read-layer-toc.ts'
 import { SNIFF_BYTES, sniffCompression } from '../toc/sniff-compression.ts'
 import { TarLayerMap } from '../toc/tar-layer-map.ts'
-import { TarStreamWalk, walkTar } from '../toc/walk-tar.ts'
+import { walkTar } from '../toc/walk-tar.ts'
 import type { FoundLayer, ImageLayer, LayerFormat, LayerRecord } from './catalog.ts'
 import { writeDurably } from './durable-file.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
+import { LayerReading, layerBytesBound } from './layer-reading.ts'
 import { LeafSource } from './leaf-source.ts'
 import { metadataImage } from './metadata-image.ts'
 import { readLayerMap } from './read-layer-map.ts'
 import type { SharedLeaves } from './shared-leaves.ts'
 import { StreamedLayerMap } from './streamed-layer-map.ts'
 import type { TableThread } from './table-thread.ts'
-
-/** A layer that expands further than this, and beyond `EXPANSION_FREE_BYTES`, is a bomb. Debian's layers reach 4, logs 30. */
-const EXPANSION_MAX = 100
-/** 1 GiB: one sparse or zero-filled file of that size in a small layer is no attack. */
-const EXPANSION_FREE_BYTES = 1024 ** 3
 
 /** A layer that can be mounted. */
 export type BuiltLayer = FoundLayer & { readonly held: LazyLayer }
@@ -52,6 +48,8 @@ type Found = {
   readonly notLazyBecause: string | undefined
   /** Its diff ID was checked, since all of it was read. */
   readonly verified: boolean
+  /** The side index that all of this comes from. */
+  readonly indexCid: string | undefined
 }
 
 /** Makes layers mountable: finds or makes the table of contents, the map and the EROFS metadata image, durably. */
@@ -82,14 +80,11 @@ export class LayerBuilder {
           { digest: layer.blobDigest, cid: layer.blobCid },
         )
       }
-      await mkdir(this.#places.layerDir(id), { recursive: true, mode: 0o700 })
-      const found = await this.#find(id, layer, blob, signal)
-      const image = await this.#writeFiles(id, blob, found, signal)
-      return { ...found, ...image, layerSize: found.held.file.map.layerSize }
+      const byIndex = await this.#buildByIndex(id, layer, blob, signal)
+      if (byIndex !== undefined) return byIndex
+      return await this.#finish(id, blob, await this.#find(id, layer, blob, signal), signal)
     } catch (error) {
-      this.#parts.shared.forget(id)
-      await this.#parts.store.remove(fuseInode(id))
-      await rm(this.#places.layerDir(id), { recursive: true, force: true })
+      await this.#discard(id)
       throw error
     }
   }
@@ -100,9 +95,82 @@ export class LayerBuilder {
     return this.#hold(record.id, map)
   }
 
+  /** The side index of a gzip layer that was built, for others. Rejects with LayerError if its files are damaged. */
+  async sideIndex(record: LayerRecord): Promise<Uint8Array> {
+    const { id, blobSize } = record
+    const blobDigest = record.blobDigest as Digest
+    const diffId = record.diffId as Digest
+    const map = await readFile(this.#places.mapPath(id))
+    const toc = await readFile(this.#places.tocPath(id))
+    const layer = { blobDigest, blobSize, diffId }
+    return (await this.#parts.tables.export({ kind: 'export', layer, map, toc })).stored
+  }
+
   /** The table of contents of a layer that was built. */
   async toc(id: number): Promise<LayerToc> {
     return decodeToc(await readFile(this.#places.tocPath(id)))
+  }
+
+  /**
+   * Builds a layer from the side index that lies beside its image, reading of the blob only what the metadata image needs.
+   * Undefined, with a sentence in the log, if there is none or it cannot be used: no byte of the layer was served yet.
+   */
+  async #buildByIndex(
+    id: number,
+    layer: ImageLayer,
+    blob: UnixfsFile,
+    signal: AbortSignal,
+  ): Promise<BuiltLayer | undefined> {
+    const { indexCid, blobDigest } = layer
+    // One inside the blob is vouched for by the manifest itself.
+    if (indexCid === undefined || LAYER_INDEX_ANNOTATION in layer.annotations) return undefined
+    const { blocks, tables, log } = this.#parts
+    try {
+      const request = { priority: 'foreground', signal } as const
+      const stored = await readSideIndex(CID.parse(indexCid), blob.size, blocks, request)
+      const answer = await tables.index({ kind: 'sideIndex', stored, layer })
+      const map = readLayerMap(answer.map)
+      await this.#writeMap(id, blob, map)
+      const held = await this.#hold(id, map)
+      return await this.#finish(
+        id,
+        blob,
+        {
+          format: 'tar+gzip',
+          toc: answer.toc,
+          held,
+          notLazyBecause: undefined,
+          verified: false,
+          indexCid,
+        },
+        signal,
+      )
+    } catch (error) {
+      if (signal.aborted || !(error instanceof CodedError)) throw error
+      await this.#discard(id)
+      log.warn(
+        { layer: blobDigest, index: indexCid, reason: error.message },
+        `layer ${blobDigest}: the index beside its image cannot be used, so the layer is read without it: ${error.message}`,
+      )
+      return undefined
+    }
+  }
+
+  /** Writes the rest of what a mount needs. */
+  async #finish(
+    id: number,
+    blob: UnixfsFile,
+    found: Found,
+    signal: AbortSignal,
+  ): Promise<BuiltLayer> {
+    const image = await this.#writeFiles(id, blob, found, signal)
+    return { ...found, ...image, layerSize: found.held.file.map.layerSize }
+  }
+
+  async #discard(id: number): Promise<void> {
+    this.#parts.shared.forget(id)
+    await this.#parts.store.remove(fuseInode(id))
+    await rm(this.#places.layerDir(id), { recursive: true, force: true })
   }
 
   async #find(
@@ -123,7 +191,14 @@ export class LayerBuilder {
       const map = readLayerMap(mapBytes)
       await this.#writeMap(id, blob, map)
       const held = await this.#hold(id, map)
-      return { format: 'tar+zstd', toc, held, notLazyBecause: undefined, verified: false }
+      return {
+        format: 'tar+zstd',
+        toc,
+        held,
+        notLazyBecause: undefined,
+        verified: false,
+        indexCid: undefined,
+      }
     }
     const start = await read({ start: 0, end: Math.min(SNIFF_BYTES, blob.size) })
     const compression = sniffCompression(start)
@@ -153,6 +228,7 @@ export class LayerBuilder {
       held,
       notLazyBecause: undefined,
       verified: false,
+      indexCid: undefined,
     }
   }
 
@@ -165,10 +241,7 @@ export class LayerBuilder {
     signal: AbortSignal,
   ): Promise<Found> {
     const { store, log } = this.#parts
-    const outputBytesMax = Math.min(
-      this.#layerBytesMax,
-      Math.max(EXPANSION_FREE_BYTES, blob.size * EXPANSION_MAX),
-    )
+    const outputBytesMax = Math.min(this.#layerBytesMax, layerBytesBound(blob.size))
     const request = { priority: 'foreground', signal } as const
     const reading = new LayerReading(layer)
     const content = reading.ofBlob(blob.stream({ start: 0, end: blob.size }, request))
@@ -197,8 +270,9 @@ export class LayerBuilder {
       format: `tar+${compression}`,
       toc: encodeToc(toc),
       held,
-      notLazyBecause: `it is ${compression} without a table of contents, so it was read whole once; push it again with ipdr push`,
+      notLazyBecause: `it is ${compression} without a table of contents, so it was read whole once; ${compression === 'gzip' ? 'run ipdr index on its image, or ' : ''}push it again with ipdr push`,
       verified: true,
+      indexCid: undefined,
     }
   }
 
@@ -209,6 +283,7 @@ export class LayerBuilder {
   }
 
   async #writeMap(id: number, blob: UnixfsFile, map: LayerMap): Promise<void> {
+    await mkdir(this.#places.layerDir(id), { recursive: true, mode: 0o700 })
     await writeDurably(this.#places.leavesPath(id), blob.toBytes())
     await writeDurably(this.#places.mapPath(id), map.toBytes())
   }
@@ -239,50 +314,6 @@ export class LayerBuilder {
     await writeDurably(this.#places.metadataPath(id), image)
     await held.file.flush()
     return found
-  }
-}
-
-/** Checks a layer that is read from front to back against its manifest, and finds its table of contents. */
-class LayerReading {
-  readonly #layer: ImageLayer
-  readonly #blobHash: Hash
-  readonly #layerHash: Hash
-  readonly #walk = new TarStreamWalk()
-
-  constructor(layer: ImageLayer) {
-    this.#layer = layer
-    this.#blobHash = createHash(parseDigest(layer.blobDigest).algorithm)
-    this.#layerHash = createHash(parseDigest(layer.diffId).algorithm)
-  }
-
-  async *ofBlob(blob: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void> {
-    for await (const bytes of blob) {
-      this.#blobHash.update(bytes)
-      yield bytes
-    }
-  }
-
-  ofLayer(bytes: Uint8Array): void {
-    this.#layerHash.update(bytes)
-    this.#walk.push(bytes)
-  }
-
-  /** Throws LayerError DATA_LOSS if the bytes are not those of the digests. */
-  finish(): LayerToc {
-    const toc = this.#walk.end()
-    this.#check('blob', this.#layer.blobDigest, this.#blobHash)
-    this.#check('tar', this.#layer.diffId, this.#layerHash)
-    return toc
-  }
-
-  #check(what: string, promised: string, hash: Hash): void {
-    const actual = `${parseDigest(promised).algorithm}:${hash.digest('hex')}`
-    if (actual === promised) return
-    throw new LayerError(
-      'DATA_LOSS',
-      `layer ${this.#layer.blobDigest}: its ${what} has the digest ${actual}, the image says ${promised}`,
-      { digest: this.#layer.blobDigest, actual, promised },
-    )
   }
 }
 

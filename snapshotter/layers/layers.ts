@@ -35,12 +35,15 @@ type Parts = {
   readonly onVerificationFailure: (what: 'layer' | 'toc') => void
 }
 
+/** A layer on its way, and by which side index. */
+type Building = { readonly record: Promise<LayerRecord>; readonly indexCid: string | undefined }
+
 /** The lazy layers of this node: from a chain ID that containerd names to a directory that overlayfs can stand on. */
 export class Layers implements LazyLayers, AsyncDisposable {
   readonly #parts: Parts
   readonly #closing = new AbortController()
   /** Layers being built, by the CID of their blob: images pulled at once share them. */
-  readonly #building = new Map<string, Promise<LayerRecord>>()
+  readonly #building = new Map<string, Building>()
   readonly #verifying = new Map<number, Promise<void>>()
 
   constructor(parts: Parts) {
@@ -129,10 +132,14 @@ export class Layers implements LazyLayers, AsyncDisposable {
     if (known?.state === 'ready') return known
     if (known?.state === 'corrupt') throw notAsPromised(layer)
     const running = this.#building.get(layer.blobCid)
-    if (running !== undefined) return running
-    const building = this.#build(layer).finally(() => this.#building.delete(layer.blobCid))
-    this.#building.set(layer.blobCid, building)
-    return building
+    if (running !== undefined) return running.record
+    // A layer is shared, and a side index is the word of one image's publisher: it speaks for no other image.
+    const indexCid = catalog.agreedIndex(layer.blobCid)
+    const record = this.#build({ ...layer, indexCid }).finally(() =>
+      this.#building.delete(layer.blobCid),
+    )
+    this.#building.set(layer.blobCid, { record, indexCid })
+    return record
   }
 
   /** Called when the last missing bytes of a layer have arrived. */
@@ -144,20 +151,24 @@ export class Layers implements LazyLayers, AsyncDisposable {
    * Makes sure that no other layer passes for one of these. A chain ID names bytes, but of a lazy layer only the CID is
    * checked at first: an image could claim the diff ID of a well-known base for bytes of its own, and containerd would use
    * that snapshot for the well-known image too. So where another blob claims the same diff ID, it is fetched whole
-   * and checked before the new image is handed out. Rejects with BlockError if it cannot be fetched.
+   * and checked before the new image is handed out. So is the same blob where it was built by a side index that this image does
+   * not name: that index may be wrong about names and bytes. Rejects with BlockError if it cannot be fetched.
    */
   async checkRivals(image: ImageRecord, signal: AbortSignal): Promise<void> {
     const { catalog, log } = this.#parts
     for (const layer of image.layers) {
       for (const { id, blobCid } of catalog.layersByDiffId(layer.diffId)) {
-        if (blobCid === layer.blobCid) continue
+        const isSame = (indexCid: string | undefined): boolean =>
+          blobCid === layer.blobCid && (indexCid === undefined || indexCid === layer.indexCid)
+        const building = this.#building.get(blobCid)
+        if (building !== undefined && isSame(building.indexCid)) continue
         // Whether its image can be had is nothing to this one.
-        await this.#building.get(blobCid)?.catch(() => undefined)
+        await building?.record.catch(() => undefined)
         const rival = catalog.layer(id)
-        if (rival?.state !== 'ready' || rival.verified) continue
+        if (rival?.state !== 'ready' || rival.verified || isSame(rival.indexCid)) continue
         log.warn(
           { diffId: layer.diffId, ours: layer.blobCid, theirs: rival.blobCid },
-          'two blobs claim to be the same layer: checking the first one whole before the second is used',
+          'two images describe the same layer in different ways: checking what is here whole before the second is used',
         )
         await this.#fetchAndVerify(rival, signal)
       }
@@ -191,8 +202,16 @@ export class Layers implements LazyLayers, AsyncDisposable {
         onProgress?.()
       }
     }
-    // 8 at once keep a 100 Mbit/s link busy at 50 ms a round trip; the queue lets page faults pass.
-    await Promise.all(Array.from({ length: 8 }, fetchNext))
+    try {
+      // 8 at once keep a 100 Mbit/s link busy at 50 ms a round trip; the queue lets page faults pass.
+      await Promise.all(Array.from({ length: 8 }, fetchNext))
+    } catch (error) {
+      const isDisproved = error instanceof LayerError && error.code === 'DATA_LOSS'
+      if (record.indexCid === undefined || !isDisproved) throw error
+      // Its blocks are what their CIDs say, so the side index is to blame: what it cannot decode now it never will.
+      this.#spoil(record, { what: 'toc', sentence: error.message })
+      return
+    }
     if (held.file.isComplete) await this.#verifyOnce(record.id)
   }
 
@@ -211,7 +230,8 @@ export class Layers implements LazyLayers, AsyncDisposable {
   /** Ends what is being built and checked. Mounts stay. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort()
-    await Promise.allSettled([...this.#building.values(), ...this.#verifying.values()])
+    const building = [...this.#building.values()].map(({ record }) => record)
+    await Promise.allSettled([...building, ...this.#verifying.values()])
   }
 
   async #build(layer: ImageLayer): Promise<LayerRecord> {
@@ -259,7 +279,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
   }
 
   async #check(record: LayerRecord): Promise<void> {
-    const { catalog, builder, log, server, mounts, onVerificationFailure } = this.#parts
+    const { catalog, builder, log } = this.#parts
     try {
       const toc = await builder.toc(record.id)
       const promised = { diffId: record.diffId, toc }
@@ -272,14 +292,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
         )
         return
       }
-      catalog.markCorrupt(record.id)
-      mounts.release(record.id)
-      server?.remove(fuseInode(record.id))
-      onVerificationFailure(verdict.what)
-      log.error(
-        { layer: record.blobDigest, cid: record.blobCid },
-        `layer ${record.blobDigest} is not what its image promised, every read of it now fails: ${verdict.sentence}`,
-      )
+      this.#spoil(record, verdict)
     } catch (error) {
       if (this.#closing.signal.aborted) return
       log.warn(
@@ -287,6 +300,22 @@ export class Layers implements LazyLayers, AsyncDisposable {
         `layer ${record.blobDigest} is complete and could not be checked; it is checked again after a restart`,
       )
     }
+  }
+
+  /** Ends all reading of a layer that was found to be a lie. */
+  #spoil(
+    record: LayerRecord,
+    { what, sentence }: { readonly what: 'layer' | 'toc'; readonly sentence: string },
+  ): void {
+    const { catalog, mounts, server, log, onVerificationFailure } = this.#parts
+    catalog.markCorrupt(record.id)
+    mounts.release(record.id)
+    server?.remove(fuseInode(record.id))
+    onVerificationFailure(what)
+    log.error(
+      { layer: record.blobDigest, cid: record.blobCid, index: record.indexCid },
+      `layer ${record.blobDigest} is not what its image promised, every read of it now fails: ${sentence}`,
+    )
   }
 
   /** A snapshot names this layer: if its files were lost, an image that we remember says where to get them again. */

@@ -2,7 +2,13 @@
 import { parentPort } from 'node:worker_threads'
 import { CodedError } from '../errors.ts'
 import type { Reply, Task } from './table-thread.ts'
-import { makeImage, type TableAnswer, type TableRequest, takeIndexApart } from './table-work.ts'
+import {
+  makeImage,
+  makeSideIndex,
+  type TableAnswer,
+  type TableRequest,
+  takeIndexApart,
+} from './table-work.ts'
 
 parentPort?.on('message', ({ id, request }: Task) => {
   parentPort?.postMessage(replyTo(id, request), [])
@@ -20,5 +26,12 @@ function replyTo(id: number, request: TableRequest): Reply {
 }
 
 function answerTo(request: TableRequest): TableAnswer {
-  return request.kind === 'index' ? takeIndexApart(request) : makeImage(request)
+  switch (request.kind) {
+    case 'image':
+      return makeImage(request)
+    case 'export':
+      return makeSideIndex(request)
+    default:
+      return takeIndexApart(request)
+  }
 }

@@ -2,10 +2,13 @@ import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { type ErrorCode, type ErrorFacts, LayerError } from '../errors.ts'
 import type {
+  ExportAnswer,
+  ExportRequest,
   ImageAnswer,
   ImageRequest,
   IndexAnswer,
   IndexRequest,
+  SideIndexRequest,
   TableAnswer,
   TableRequest,
 } from './table-work.ts'
@@ -38,8 +41,13 @@ export class TableThread implements AsyncDisposable {
   readonly #waiting = new Map<number, Waiting>()
 
   /** Rejects with LayerError if the index is a lie or damaged. */
-  index(request: IndexRequest): Promise<IndexAnswer> {
+  index(request: IndexRequest | SideIndexRequest): Promise<IndexAnswer> {
     return this.#ask(request) as Promise<IndexAnswer>
+  }
+
+  /** Rejects with LayerError if what is on disk is damaged. */
+  export(request: ExportRequest): Promise<ExportAnswer> {
+    return this.#ask(request) as Promise<ExportAnswer>
   }
 
   /** Rejects with LayerError if a tree cannot be mounted. */

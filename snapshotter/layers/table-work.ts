@@ -4,8 +4,10 @@ import { inheritImplied, mergeTrees } from '../erofs/merge-trees.ts'
 import { filesToInline, writeErofsImage } from '../erofs/write-image.ts'
 import { LayerError } from '../errors.ts'
 import { buildTree } from '../toc/build-tree.ts'
+import { GzipLayerMap } from '../toc/gzip/gzip-layer-map.ts'
 import { decodeLayerIndex, decodeToc, encodeToc } from '../toc/layer-index.ts'
 import type { DirNode, FileNode } from '../toc/layer-tree.ts'
+import { decodeSideIndex, encodeSideIndex, type IndexedLayer } from '../toc/side-index.ts'
 
 /** The index of a published layer, to be checked and taken apart. */
 export type IndexRequest = {
@@ -14,11 +16,27 @@ export type IndexRequest = {
   readonly framesEnd: number
   readonly blobSize: number
 }
+/** The index of a layer that somebody else wrote, to be checked and taken apart. */
+export type SideIndexRequest = {
+  readonly kind: 'sideIndex'
+  readonly stored: Uint8Array
+  readonly layer: IndexedLayer
+}
 export type IndexAnswer = {
   /** As `encodeToc` writes it, and as `LayerMap.toBytes`. */
   readonly toc: Uint8Array
   readonly map: Uint8Array
 }
+
+/** The side index of a gzip layer that is on this node, for others. */
+export type ExportRequest = {
+  readonly kind: 'export'
+  readonly layer: IndexedLayer
+  /** As the files of the layer hold them. */
+  readonly map: Uint8Array
+  readonly toc: Uint8Array
+}
+export type ExportAnswer = { readonly stored: Uint8Array }
 
 /** The EROFS image of one or several layers' names and modes. */
 export type ImageRequest = {
@@ -49,13 +67,22 @@ export type ImageAnswer =
 /** Bytes of the layer file behind one device of an image. */
 export type DeviceRange = ByteRange & { readonly device: number }
 
-export type TableRequest = IndexRequest | ImageRequest
-export type TableAnswer = IndexAnswer | ImageAnswer
+export type TableRequest = IndexRequest | SideIndexRequest | ExportRequest | ImageRequest
+export type TableAnswer = IndexAnswer | ExportAnswer | ImageAnswer
 
-/** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex`. */
-export function takeIndexApart({ stored, framesEnd, blobSize }: IndexRequest): IndexAnswer {
-  const { toc, map } = decodeLayerIndex(stored, { framesEnd, blobSize })
+/** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex` and `decodeSideIndex`. */
+export function takeIndexApart(request: IndexRequest | SideIndexRequest): IndexAnswer {
+  const { toc, map } =
+    request.kind === 'index'
+      ? decodeLayerIndex(request.stored, request)
+      : decodeSideIndex(request.stored, request.layer)
   return { toc: encodeToc(toc), map: map.toBytes() }
+}
+
+/** Puts a side index together. Throws LayerError if the files of the layer are damaged. */
+export function makeSideIndex({ layer, map, toc }: ExportRequest): ExportAnswer {
+  const index = { map: GzipLayerMap.fromBytes(map), toc: decodeToc(toc) }
+  return { stored: encodeSideIndex(layer, index) }
 }
 
 /** Makes an image. Throws LayerError as `buildTree` and `writeErofsImage`. */

@@ -75,7 +75,8 @@ export class ImageDirectory {
   }
 }
 
-async function writeDirectory(
+/** Writes a directory of what is in the sink, in one block. Rejects as the sink. */
+export async function writeDirectory(
   files: ReadonlyMap<string, ImportedNode>,
   sink: BlockSink,
   signal: AbortSignal,

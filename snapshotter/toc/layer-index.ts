@@ -48,6 +48,9 @@ export const INDEX_BYTES_MAX: number = 64 * 1024 * 1024
 /** An index decompressed, in bytes. 512 MiB: 4,000,000 entries × 128 B. */
 const INDEX_BODY_BYTES_MAX = 512 * 1024 * 1024
 
+/** zstd's level for what is sent to others. */
+const SMALL_LEVEL = 12
+
 const magic = Buffer.from('IPDRIDX1', 'latin1')
 const tocMagic = Buffer.from('IPDRTOC1', 'latin1')
 const subject = 'layer index'
@@ -63,7 +66,7 @@ export function encodeLayerIndex(toc: LayerToc, units: ZstdLayerMap): Uint8Array
   writeUnits(writer, units)
   writeEntries(writer, toc.entries)
   return zlib.zstdCompressSync(writer.written(), {
-    params: { [zlib.constants.ZSTD_c_compressionLevel]: 12 },
+    params: { [zlib.constants.ZSTD_c_compressionLevel]: SMALL_LEVEL },
   })
 }
 
@@ -94,13 +97,16 @@ export function decodeLayerIndex(
   return { toc: { entries, layerSize: map.layerSize }, map }
 }
 
-/** A table of contents alone, for this node's disk. */
-export function encodeToc(toc: LayerToc): Uint8Array {
+/** A table of contents alone: `quick` for this node's disk, `small` for a network. */
+export function encodeToc(toc: LayerToc, effort: 'quick' | 'small' = 'quick'): Uint8Array {
   const writer = new ByteWriter()
   writer.raw(tocMagic)
   writer.uint(toc.layerSize)
   writeEntries(writer, toc.entries)
-  return zlib.zstdCompressSync(writer.written())
+  const level = effort === 'small' ? SMALL_LEVEL : zlib.constants.ZSTD_CLEVEL_DEFAULT
+  return zlib.zstdCompressSync(writer.written(), {
+    params: { [zlib.constants.ZSTD_c_compressionLevel]: level },
+  })
 }
 
 /** The way back from `encodeToc`. Throws LayerError as `decodeLayerIndex`. */

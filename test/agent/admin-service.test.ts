@@ -21,18 +21,19 @@ import { makeTar } from '../support/make-tar.ts'
 import { MemoryBlocks } from '../support/memory-blocks.ts'
 import { randomContent } from '../support/random-tree-tar.ts'
 import { seeded } from '../support/seeded.ts'
+import { sideIndexOf } from '../support/side-index-of.ts'
 
 const call = { signal: new AbortController().signal }
 const opened = new AsyncDisposableStack()
 const tar = makeTar({ name: 'bin/tool', content: randomContent(seeded(1), 900_000) })
+const gzipped = makeTar({ name: 'etc/conf', content: 'conf' })
 let node: LazyNode
 let admin: ServiceClient<AgentDefinition, AgentHandlers>
 let image: PublishedImage
 
 beforeAll(async () => {
   const blocks = new MemoryBlocks()
-  const small = gzipLayer(makeTar({ name: 'etc/conf', content: 'conf' }))
-  image = await publishImage(blocks, [await indexedLayer(tar), small])
+  image = await publishImage(blocks, [await indexedLayer(tar), gzipLayer(gzipped)])
   node = opened.use(await LazyNode.open(blocks))
   const socketPath = join(node.scratch.run, 'admin.sock')
   const { snapshotter } = node
@@ -69,6 +70,22 @@ test('a pull tells how far each layer is, and ends when all are', async () => {
     totalBytes: String(tar.length),
     done: true,
   })
+})
+
+test('the index of a gzip layer that was read is what ipdr index makes, and there is none of other layers', async () => {
+  await pull(image.root.toString(), false)
+  const [zstd, gzip] = (await admin.calls.ListLayers({}, call)).layers
+  const indexOf = async (blobCid: string): Promise<Buffer> => {
+    const parts: Uint8Array[] = []
+    for await (const { bytes } of admin.calls.LayerIndex({ blobCid }, call)) parts.push(bytes)
+    return Buffer.concat(parts)
+  }
+  const index = await indexOf(gzip?.cid ?? '')
+  expect(index.equals(await sideIndexOf(gzipLayer(gzipped).blob, gzipped))).toBe(true)
+  for (const cid of [zstd?.cid ?? '', 'bafy']) {
+    const failure = await failureOf(() => indexOf(cid))
+    expect(failure.message).toContain(`there is no index of the layer at ${cid}`)
+  }
 })
 
 test('layers and images are listed with what makes them lazy or not', async () => {

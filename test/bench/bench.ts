@@ -8,6 +8,7 @@ import { BenchPublisher } from './bench-node.ts'
 import { coldStart } from './cold-start.ts'
 import { dedup } from './dedup.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
+import { layerIndex } from './layer-index.ts'
 import { imageRead, reads } from './mechanism.ts'
 import { snapshotCalls } from './snapshot-calls.ts'
 import { fetchWhole, inflate, push } from './throughput.ts'
@@ -26,6 +27,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   coldStart,
   push,
   inflate,
+  layerIndex,
   fetchWhole,
   dedup,
 ]

@@ -1,25 +1,18 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { createReadStream, mkdirSync, readFileSync } from 'node:fs'
+import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
-import { BlockRepository } from '../../agent/ipfs/repository.ts'
 import { listMounts, type MountEntry } from '../../snapshotter/kernel/mountinfo.ts'
-import { type Digest, digestOf } from '../../snapshotter/oci/digest.ts'
 import { parseImageConfig } from '../../snapshotter/oci/image-config.ts'
 import { layerChainIds } from '../../snapshotter/oci/layer-chain-id.ts'
-import { parseManifest } from '../../snapshotter/oci/manifest.ts'
 import { IMAGE_HOST } from '../../snapshotter/oci/reference.ts'
-import {
-  ImageDirectory,
-  type ImportedNode,
-  importBlob,
-} from '../../snapshotter/publish/import-image.ts'
 import { AgentProcess } from './agent.ts'
 import { Containerd, writeHostsFile } from './containerd.ts'
 import { Cri } from './cri.ts'
 import type { OciLayout } from './images/oci-layout.ts'
+import { importAsIs } from './import-as-is.ts'
 import { type MountToMake, mountAll } from './mount-all.ts'
 import { runCommand } from './run-command.ts'
 import { Scratch } from './scratch.ts'
@@ -74,25 +67,15 @@ export class Publisher implements AsyncDisposable {
     return (JSON.parse(await runCommand(IPDR, words)) as { root: string }).root
   }
 
-  /**
-   * Imports the layout as publishers before ours do: its manifest, config and layers byte by byte as they are, in leaves of
-   * 256 KiB, under `manifests/` and `blobs/`. Gives back the root CID.
-   */
-  async importAsIs({ dir, tag, manifestDigest }: OciLayout): Promise<string> {
-    const { signal } = new AbortController()
-    await using repository = await BlockRepository.open(this.#repository)
-    const directory = new ImageDirectory()
-    const pathOf = (digest: string): string => join(dir, 'blobs/sha256', digest.slice(7))
-    const importFile = (digest: string): Promise<ImportedNode> =>
-      importBlob(createReadStream(pathOf(digest)), 'kubo', repository, signal)
-    const bytes = readFileSync(pathOf(manifestDigest))
-    const manifest = parseManifest(bytes, manifestDigest)
-    if (manifest.kind !== 'manifest') throw new Error(`${dir} holds an index`)
-    directory.addManifest(digestOf(bytes), await importFile(manifestDigest), tag)
-    const digests = new Set<Digest>([manifest.config, ...manifest.layers].map((of) => of.digest))
-    for (const digest of digests) directory.addBlob(digest, await importFile(digest))
-    const { cid } = await directory.write(repository, signal)
-    return cid.toString()
+  /** Publishes the layout as publishers before ours do, see `importAsIs`. Gives back the root CID. */
+  importAsIs(layout: OciLayout): Promise<string> {
+    return importAsIs(layout, this.#repository)
+  }
+
+  /** Runs `ipdr index` on an image in the repository and gives back its new root CID. */
+  async index(root: string): Promise<string> {
+    const words = ['index', root, '--repository', this.#repository, '--output', 'json']
+    return (JSON.parse(await runCommand(IPDR, words)) as { root: string }).root
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -8,7 +8,7 @@ import { type Command, defineCommand } from '../command.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
 import { CommandFailure } from '../failure.ts'
 import { imageReference } from '../image-argument.ts'
-import { openInspectionBlocks } from '../inspection-blocks.ts'
+import { INSPECTION_OPTIONS, openInspectionBlocks } from '../inspection-blocks.ts'
 import type { Output } from '../output.ts'
 import { count, formatBytes } from '../quantity.ts'
 import { REPOSITORY_OPTION } from '../repository-option.ts'
@@ -36,22 +36,7 @@ export const inspect: Command = defineCommand({
   },
   options: {
     repository: REPOSITORY_OPTION,
-    gateway: {
-      type: 'string',
-      array: true,
-      requiresArg: true,
-      default: [] as string[],
-      describe: 'Trustless HTTP gateway to ask; may be repeated',
-      valueName: 'URL',
-    },
-    peer: {
-      type: 'string',
-      array: true,
-      requiresArg: true,
-      default: [] as string[],
-      describe: 'Peer to ask by bitswap, with /p2p/ and its ID; may be repeated',
-      valueName: 'MULTIADDR',
-    },
+    ...INSPECTION_OPTIONS,
     timeout: {
       type: 'number',
       default: TIMEOUT_SECONDS,

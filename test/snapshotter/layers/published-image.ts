@@ -20,6 +20,8 @@ export type TestLayer = {
   readonly diffId: Digest
   readonly mediaType?: string
   readonly annotations?: Readonly<Record<string, string>>
+  /** Beside the image, whether it fits or not. */
+  readonly sideIndex?: Uint8Array
 }
 
 /** An image in memory, and the names by which it is asked for. */
@@ -67,6 +69,11 @@ export async function publishImage(
     [`manifests/${manifestDigest}`]: manifest,
     [`blobs/${digestOf(config)}`]: config,
     ...Object.fromEntries(layers.map(({ blob }) => [`blobs/${digestOf(blob)}`, blob])),
+    ...Object.fromEntries(
+      layers.flatMap(({ blob, sideIndex }) =>
+        sideIndex === undefined ? [] : [[`indexes/${digestOf(blob)}`, sideIndex]],
+      ),
+    ),
   })
   return { root, manifest, manifestDigest, chainIds: layerChainIds(diffIds).map(String) }
 }

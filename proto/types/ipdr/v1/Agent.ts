@@ -4,6 +4,8 @@ import type * as grpc from '@grpc/grpc-js'
 import type { MethodDefinition } from '@grpc/proto-loader'
 import type { CollectGarbageRequest as _ipdr_v1_CollectGarbageRequest, CollectGarbageRequest__Output as _ipdr_v1_CollectGarbageRequest__Output } from '../../ipdr/v1/CollectGarbageRequest.ts';
 import type { CollectGarbageResponse as _ipdr_v1_CollectGarbageResponse, CollectGarbageResponse__Output as _ipdr_v1_CollectGarbageResponse__Output } from '../../ipdr/v1/CollectGarbageResponse.ts';
+import type { LayerIndexPart as _ipdr_v1_LayerIndexPart, LayerIndexPart__Output as _ipdr_v1_LayerIndexPart__Output } from '../../ipdr/v1/LayerIndexPart.ts';
+import type { LayerIndexRequest as _ipdr_v1_LayerIndexRequest, LayerIndexRequest__Output as _ipdr_v1_LayerIndexRequest__Output } from '../../ipdr/v1/LayerIndexRequest.ts';
 import type { ListImagesRequest as _ipdr_v1_ListImagesRequest, ListImagesRequest__Output as _ipdr_v1_ListImagesRequest__Output } from '../../ipdr/v1/ListImagesRequest.ts';
 import type { ListImagesResponse as _ipdr_v1_ListImagesResponse, ListImagesResponse__Output as _ipdr_v1_ListImagesResponse__Output } from '../../ipdr/v1/ListImagesResponse.ts';
 import type { ListLayersRequest as _ipdr_v1_ListLayersRequest, ListLayersRequest__Output as _ipdr_v1_ListLayersRequest__Output } from '../../ipdr/v1/ListLayersRequest.ts';
@@ -26,6 +28,11 @@ export interface AgentClient extends grpc.Client {
   collectGarbage(argument: _ipdr_v1_CollectGarbageRequest, metadata: grpc.Metadata, callback: grpc.requestCallback<_ipdr_v1_CollectGarbageResponse__Output>): grpc.ClientUnaryCall;
   collectGarbage(argument: _ipdr_v1_CollectGarbageRequest, options: grpc.CallOptions, callback: grpc.requestCallback<_ipdr_v1_CollectGarbageResponse__Output>): grpc.ClientUnaryCall;
   collectGarbage(argument: _ipdr_v1_CollectGarbageRequest, callback: grpc.requestCallback<_ipdr_v1_CollectGarbageResponse__Output>): grpc.ClientUnaryCall;
+  
+  LayerIndex(argument: _ipdr_v1_LayerIndexRequest, metadata: grpc.Metadata, options?: grpc.CallOptions): grpc.ClientReadableStream<_ipdr_v1_LayerIndexPart__Output>;
+  LayerIndex(argument: _ipdr_v1_LayerIndexRequest, options?: grpc.CallOptions): grpc.ClientReadableStream<_ipdr_v1_LayerIndexPart__Output>;
+  layerIndex(argument: _ipdr_v1_LayerIndexRequest, metadata: grpc.Metadata, options?: grpc.CallOptions): grpc.ClientReadableStream<_ipdr_v1_LayerIndexPart__Output>;
+  layerIndex(argument: _ipdr_v1_LayerIndexRequest, options?: grpc.CallOptions): grpc.ClientReadableStream<_ipdr_v1_LayerIndexPart__Output>;
   
   ListImages(argument: _ipdr_v1_ListImagesRequest, metadata: grpc.Metadata, options: grpc.CallOptions, callback: grpc.requestCallback<_ipdr_v1_ListImagesResponse__Output>): grpc.ClientUnaryCall;
   ListImages(argument: _ipdr_v1_ListImagesRequest, metadata: grpc.Metadata, callback: grpc.requestCallback<_ipdr_v1_ListImagesResponse__Output>): grpc.ClientUnaryCall;
@@ -82,6 +89,8 @@ export interface AgentClient extends grpc.Client {
 export interface AgentHandlers extends grpc.UntypedServiceImplementation {
   CollectGarbage: grpc.handleUnaryCall<_ipdr_v1_CollectGarbageRequest__Output, _ipdr_v1_CollectGarbageResponse>;
   
+  LayerIndex: grpc.handleServerStreamingCall<_ipdr_v1_LayerIndexRequest__Output, _ipdr_v1_LayerIndexPart>;
+  
   ListImages: grpc.handleUnaryCall<_ipdr_v1_ListImagesRequest__Output, _ipdr_v1_ListImagesResponse>;
   
   ListLayers: grpc.handleUnaryCall<_ipdr_v1_ListLayersRequest__Output, _ipdr_v1_ListLayersResponse>;
@@ -98,6 +107,7 @@ export interface AgentHandlers extends grpc.UntypedServiceImplementation {
 
 export interface AgentDefinition extends grpc.ServiceDefinition {
   CollectGarbage: MethodDefinition<_ipdr_v1_CollectGarbageRequest, _ipdr_v1_CollectGarbageResponse, _ipdr_v1_CollectGarbageRequest__Output, _ipdr_v1_CollectGarbageResponse__Output>
+  LayerIndex: MethodDefinition<_ipdr_v1_LayerIndexRequest, _ipdr_v1_LayerIndexPart, _ipdr_v1_LayerIndexRequest__Output, _ipdr_v1_LayerIndexPart__Output>
   ListImages: MethodDefinition<_ipdr_v1_ListImagesRequest, _ipdr_v1_ListImagesResponse, _ipdr_v1_ListImagesRequest__Output, _ipdr_v1_ListImagesResponse__Output>
   ListLayers: MethodDefinition<_ipdr_v1_ListLayersRequest, _ipdr_v1_ListLayersResponse, _ipdr_v1_ListLayersRequest__Output, _ipdr_v1_ListLayersResponse__Output>
   Pull: MethodDefinition<_ipdr_v1_PullRequest, _ipdr_v1_PullProgress, _ipdr_v1_PullRequest__Output, _ipdr_v1_PullProgress__Output>

@@ -55,4 +55,5 @@ const UNIMPLEMENTED: AgentMethods = {
   CollectGarbage: refuseLater,
   RemoveLayer: refuseLater,
   WaitedFor: refuseLater,
+  LayerIndex: refuse,
 }
