@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import type { BlockRequest, BlockSource } from './block-source.ts'
+import type { ByteRange } from './byte-range.ts'
 import { boundedParallel } from './dag/bounded-parallel.ts'
 import { IpdrImage } from './dag/ipdr-image.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
@@ -10,6 +11,9 @@ import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest
 import { parseJson } from './oci/parse-json.ts'
 import { formatPlatform, type Platform } from './oci/platform.ts'
 import type { ImageReference } from './oci/reference.ts'
+import { fetchChunkedTables } from './toc/chunked/fetch-chunked-tables.ts'
+import { joinChunkedTables } from './toc/chunked/join-chunked-tables.ts'
+import type { LayerToc } from './toc/layer-toc.ts'
 import { readLayerIndex } from './toc/read-layer-toc.ts'
 import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
 
@@ -18,8 +22,13 @@ const LAYERS_AT_ONCE = 8
 
 /** Whether a layer can be mounted before its bytes are here, and through what. */
 export type LazyReading =
-  /** A table of contents at the end of the blob: one read. */
-  | { readonly kind: 'index'; readonly entries: number; readonly layerBytes: number }
+  /** A table of contents at the end of the blob: `ipdr push`'s index, one read, or what another tool wrote. */
+  | {
+      readonly kind: 'index'
+      readonly table: 'ipdr' | 'zstd:chunked'
+      readonly entries: number
+      readonly layerBytes: number
+    }
   /** A plain tar: its headers are read where they lie. */
   | { readonly kind: 'headers' }
   /** The layer is read whole before its first mount; `because` is a sentence. */
@@ -164,7 +173,7 @@ async function inspectManifest(
   }
 }
 
-/** As the snapshotter decides it (layers/layer-builder.ts): an index of ours, else what the first bytes are. */
+/** As the snapshotter decides it (layers/layer-builder.ts): an index of ours, another tool's, else what the first bytes are. */
 async function inspectBlob(
   blob: UnixfsFile,
   annotations: Readonly<Record<string, string>>,
@@ -180,24 +189,31 @@ async function inspectBlob(
       return { format, lazy: { kind: 'none', because } }
     }
     format = `tar+${compression}`
-    const index = await readLayerIndex(
-      annotations,
-      (range, signal) => blob.readRange(range, { ...request, signal }),
-      blob.size,
-      request.signal,
-    )
-    if (index === undefined) {
-      return {
-        format,
-        lazy: { kind: 'none', because: `${compression} without a table of contents` },
-      }
+    const read = (range: ByteRange, signal: AbortSignal): Promise<Uint8Array> =>
+      blob.readRange(range, { ...request, signal })
+    const index = await readLayerIndex(annotations, read, blob.size, request.signal)
+    if (index !== undefined) return { format, lazy: byTable('ipdr', index.toc) }
+    const tables =
+      compression === 'zstd'
+        ? await fetchChunkedTables(annotations, read, blob.size, request.signal)
+        : undefined
+    if (tables === undefined) {
+      const because = `${compression} without a table of contents`
+      return { format, lazy: { kind: 'none', because } }
     }
-    const { entries, layerSize } = index.toc
-    return { format, lazy: { kind: 'index', entries: entries.length, layerBytes: layerSize } }
+    const { toc } = await joinChunkedTables(tables, blob, request.signal)
+    return { format, lazy: byTable('zstd:chunked', toc) }
   } catch (error) {
     if (!(error instanceof LayerError)) throw error
     return { format, lazy: { kind: 'none', because: error.message } }
   }
+}
+
+function byTable(
+  table: 'ipdr' | 'zstd:chunked',
+  { entries, layerSize }: LayerToc,
+): Extract<LazyReading, { kind: 'index' }> {
+  return { kind: 'index', table, entries: entries.length, layerBytes: layerSize }
 }
 
 const strings = z

@@ -10,6 +10,7 @@ import { UnixfsFile } from '../dag/unixfs-file.ts'
 import { ImageError, LayerError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import { parseDigest } from '../oci/digest.ts'
+import { fetchChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
 import { decodeZstdStream } from '../toc/decode-zstd-stream.ts'
 import { GzipIndexer } from '../toc/gzip/gzip-indexer.ts'
 import { decodeToc, encodeToc } from '../toc/layer-index.ts'
@@ -26,6 +27,7 @@ import { metadataImage } from './metadata-image.ts'
 import { readLayerMap } from './read-layer-map.ts'
 import { StreamedLayerMap } from './streamed-layer-map.ts'
 import type { TableThread } from './table-thread.ts'
+import type { IndexAnswer } from './table-work.ts'
 
 /** A layer that expands further than this, and beyond `EXPANSION_FREE_BYTES`, is a bomb. Debian's layers reach 4, logs 30. */
 const EXPANSION_MAX = 100
@@ -112,25 +114,69 @@ export class LayerBuilder {
     const read = (range: ByteRange): Promise<Uint8Array> => blob.readRange(range, request)
     const index = await fetchLayerIndex(layer.annotations, read, blob.size, signal)
     if (index !== undefined) {
-      const { toc, map: mapBytes } = await this.#parts.tables.index({
-        kind: 'index',
-        ...index,
-        blobSize: blob.size,
-      })
-      const map = readLayerMap(mapBytes)
-      await this.#writeMap(id, blob, map)
-      const held = await this.#hold(id, map)
-      return { format: 'tar+zstd', toc, held, notLazyBecause: undefined, verified: false }
+      const request = { kind: 'index', ...index, blobSize: blob.size } as const
+      return this.#holdIndexed(id, blob, 'tar+zstd', await this.#parts.tables.index(request))
     }
     const start = await read({ start: 0, end: Math.min(SNIFF_BYTES, blob.size) })
     const compression = sniffCompression(start)
     if (compression === 'tar') return this.#findInTar(id, blob, signal)
-    if (compression !== 'unknown') return this.#readWhole(id, layer, blob, compression, signal)
+    if (compression !== 'unknown') {
+      const foreign =
+        compression === 'zstd' ? await this.#chunkedTables(layer, blob, read, signal) : undefined
+      if (foreign?.kind === 'found') {
+        return this.#holdIndexed(id, blob, 'tar+zstd:chunked', foreign.answer)
+      }
+      return this.#readWhole(id, layer, blob, { compression, ...foreign }, signal)
+    }
     throw new LayerError(
       'INVALID_ARGUMENT',
       `layer ${layer.blobDigest} (${layer.mediaType}) is neither tar nor gzip nor zstd, it starts with ${hexOf(start)}: an encrypted or damaged layer`,
       { digest: layer.blobDigest },
     )
+  }
+
+  /** The layer, by what its own tables say. */
+  async #holdIndexed(
+    id: number,
+    blob: UnixfsFile,
+    format: LayerFormat,
+    { toc, map: mapBytes }: IndexAnswer,
+  ): Promise<Found> {
+    const map = readLayerMap(mapBytes)
+    await this.#writeMap(id, blob, map)
+    const held = await this.#hold(id, map)
+    return { format, toc, held, notLazyBecause: undefined, verified: false }
+  }
+
+  /**
+   * What the tables of zstd:chunked give, if the layer has any. They are another tool's promise, and the layer is as good without:
+   * where they cannot be used it is read whole, and checked, and the reason is remembered.
+   */
+  async #chunkedTables(
+    layer: ImageLayer,
+    blob: UnixfsFile,
+    read: (range: ByteRange) => Promise<Uint8Array>,
+    signal: AbortSignal,
+  ): Promise<
+    | { readonly kind: 'found'; readonly answer: IndexAnswer }
+    | { readonly kind: 'unusable'; readonly because: string }
+    | undefined
+  > {
+    const { tables, log } = this.#parts
+    try {
+      const found = await fetchChunkedTables(layer.annotations, read, blob.size, signal)
+      if (found === undefined) return undefined
+      const { size, leafStarts } = blob
+      const request = { kind: 'chunked', tables: found, blob: { size, leafStarts } } as const
+      return { kind: 'found', answer: await tables.index(request) }
+    } catch (error) {
+      if (!(error instanceof LayerError)) throw error
+      log.warn(
+        { layer: layer.blobDigest, reason: error.message },
+        `the tables of layer ${layer.blobDigest} cannot be used: ${error.message}`,
+      )
+      return { kind: 'unusable', because: error.message }
+    }
   }
 
   /** Reads only the headers of a plain tar; the leaves that hold them are kept, contents stay where they are. */
@@ -158,7 +204,7 @@ export class LayerBuilder {
     id: number,
     layer: ImageLayer,
     blob: UnixfsFile,
-    compression: 'gzip' | 'zstd',
+    { compression, because }: { compression: 'gzip' | 'zstd'; because?: string },
     signal: AbortSignal,
   ): Promise<Found> {
     const { store, log } = this.#parts
@@ -176,7 +222,7 @@ export class LayerBuilder {
         : decodeZstdStream(content, { outputBytesMax, signal })
     log.info(
       { layer: layer.blobDigest, bytes: blob.size },
-      `layer ${layer.blobDigest} has no table of contents: reading all ${blob.size} bytes of it once`,
+      `layer ${layer.blobDigest} has no usable table of contents: reading all ${blob.size} bytes of it once`,
     )
     await using file = await store.write(String(id))
     for await (const bytes of layerBytes) {
@@ -194,7 +240,7 @@ export class LayerBuilder {
       format: `tar+${compression}`,
       toc: encodeToc(toc),
       held,
-      notLazyBecause: `it is ${compression} without a table of contents, so it was read whole once; push it again with ipdr push`,
+      notLazyBecause: `${because ?? `it is ${compression} without a table of contents`}, so it was read whole once; push it again with ipdr push`,
       verified: true,
     }
   }

@@ -2,15 +2,21 @@
 import { parentPort } from 'node:worker_threads'
 import { CodedError } from '../errors.ts'
 import type { Reply, Task } from './table-thread.ts'
-import { makeImage, type TableAnswer, type TableRequest, takeIndexApart } from './table-work.ts'
+import {
+  joinTables,
+  makeImage,
+  type TableAnswer,
+  type TableRequest,
+  takeIndexApart,
+} from './table-work.ts'
 
 parentPort?.on('message', ({ id, request }: Task) => {
-  parentPort?.postMessage(replyTo(id, request), [])
+  void replyTo(id, request).then((reply) => parentPort?.postMessage(reply, []))
 })
 
-function replyTo(id: number, request: TableRequest): Reply {
+async function replyTo(id: number, request: TableRequest): Promise<Reply> {
   try {
-    return { id, answer: answerTo(request) }
+    return { id, answer: await answerTo(request) }
   } catch (error) {
     // An error loses its class and its fields on the way to another thread.
     const message = error instanceof Error ? error.message : 'unknown failure'
@@ -19,6 +25,7 @@ function replyTo(id: number, request: TableRequest): Reply {
   }
 }
 
-function answerTo(request: TableRequest): TableAnswer {
-  return request.kind === 'index' ? takeIndexApart(request) : makeImage(request)
+function answerTo(request: TableRequest): TableAnswer | Promise<TableAnswer> {
+  if (request.kind === 'index') return takeIndexApart(request)
+  return request.kind === 'chunked' ? joinTables(request) : makeImage(request)
 }

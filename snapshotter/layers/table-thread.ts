@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { type ErrorCode, type ErrorFacts, LayerError } from '../errors.ts'
 import type {
+  ChunkedRequest,
   ImageAnswer,
   ImageRequest,
   IndexAnswer,
@@ -37,8 +38,8 @@ export class TableThread implements AsyncDisposable {
   #tasks = 0
   readonly #waiting = new Map<number, Waiting>()
 
-  /** Rejects with LayerError if the index is a lie or damaged. */
-  index(request: IndexRequest): Promise<IndexAnswer> {
+  /** Rejects with LayerError if the index, or the tables, are a lie or damaged. */
+  index(request: IndexRequest | ChunkedRequest): Promise<IndexAnswer> {
     return this.#ask(request) as Promise<IndexAnswer>
   }
 

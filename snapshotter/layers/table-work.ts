@@ -4,6 +4,8 @@ import { inheritImplied, mergeTrees } from '../erofs/merge-trees.ts'
 import { filesToInline, writeErofsImage } from '../erofs/write-image.ts'
 import { LayerError } from '../errors.ts'
 import { buildTree } from '../toc/build-tree.ts'
+import type { StoredChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
+import { joinChunkedTables } from '../toc/chunked/join-chunked-tables.ts'
 import { decodeLayerIndex, decodeToc, encodeToc } from '../toc/layer-index.ts'
 import type { DirNode, FileNode } from '../toc/layer-tree.ts'
 
@@ -13,6 +15,12 @@ export type IndexRequest = {
   readonly stored: Uint8Array
   readonly framesEnd: number
   readonly blobSize: number
+}
+/** The tables of a layer that another tool wrote as zstd:chunked. */
+export type ChunkedRequest = {
+  readonly kind: 'chunked'
+  readonly tables: StoredChunkedTables
+  readonly blob: { readonly size: number; readonly leafStarts: Float64Array }
 }
 export type IndexAnswer = {
   /** As `encodeToc` writes it, and as `LayerMap.toBytes`. */
@@ -49,12 +57,18 @@ export type ImageAnswer =
 /** Bytes of the layer file behind one device of an image. */
 export type DeviceRange = ByteRange & { readonly device: number }
 
-export type TableRequest = IndexRequest | ImageRequest
+export type TableRequest = IndexRequest | ChunkedRequest | ImageRequest
 export type TableAnswer = IndexAnswer | ImageAnswer
 
 /** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex`. */
 export function takeIndexApart({ stored, framesEnd, blobSize }: IndexRequest): IndexAnswer {
   const { toc, map } = decodeLayerIndex(stored, { framesEnd, blobSize })
+  return { toc: encodeToc(toc), map: map.toBytes() }
+}
+
+/** Checks tables that a stranger wrote. Rejects as `joinChunkedTables`. */
+export async function joinTables({ tables, blob }: ChunkedRequest): Promise<IndexAnswer> {
+  const { toc, map } = await joinChunkedTables(tables, blob, new AbortController().signal)
   return { toc: encodeToc(toc), map: map.toBytes() }
 }
 

@@ -13,8 +13,10 @@ import { MemoryBlocks } from '../../support/memory-blocks.ts'
 import { randomContent } from '../../support/random-tree-tar.ts'
 import { runCommand } from '../../support/run-command.ts'
 import { seeded } from '../../support/seeded.ts'
+import { skopeoLayer } from '../toc/chunked/golden/skopeo-layer.ts'
 import { LazyNode } from './lazy-node.ts'
 import {
+  chunkedLayer,
   gzipLayer,
   indexedLayer,
   lyingLayer,
@@ -73,10 +75,11 @@ async function fetchWhole(node: LazyNode, image: PublishedImage): Promise<void> 
   await node.snapshotter.pull(image.root.toString(), { all: true, signal, onProgress: () => {} })
 }
 
-describe('the four ways to a mounted layer', () => {
+describe('the ways to a mounted layer', () => {
   const tar = treeTar(11, 200)
   const forms = [
     ['zstd with an index', indexedLayer, true],
+    ["zstd with another tool's table", chunkedLayer, true],
     ['a plain tar', plainLayer, true],
     ['gzip', gzipLayer, false],
     ['zstd of another tool', zstdLayer, false],
@@ -108,7 +111,7 @@ describe('the four ways to a mounted layer', () => {
           content: randomContent(seeded(index), 2_000_000),
         })),
       )
-      for (const layerOf of [indexedLayer, plainLayer]) {
+      for (const layerOf of [indexedLayer, chunkedLayer, plainLayer]) {
         const blocks = new MemoryBlocks()
         const image = await publishImage(blocks, [await layerOf(large)])
         const node = await openNode(blocks)
@@ -118,6 +121,58 @@ describe('the four ways to a mounted layer', () => {
         const read = new Set(blocks.asked).size
         expect(read).toBeLessThan(blocks.blocks.size / 2)
       }
+    },
+    deadlineMs,
+  )
+
+  test(
+    'a layer that containers/storage wrote shows the tree of its tar, and is whole when all of it is here',
+    async () => {
+      const { blob, annotations, tar } = await skopeoLayer()
+      const blocks = new MemoryBlocks()
+      const image = await publishImage(blocks, [{ blob, annotations, diffId: digestOf(tar) }])
+      const node = await openNode(blocks)
+      await node.pull(image)
+      expect(node.snapshotter.layers()).toMatchObject([
+        { format: 'tar+zstd:chunked', notLazyBecause: undefined, verified: false, presentBytes: 0 },
+      ])
+      {
+        await using mounted = await node.mount(image)
+        expect(await compareTrees(mounted.path, await unpacked(node, tar))).toEqual([])
+      }
+      await node.stop()
+      await node.start(blocks)
+      await fetchWhole(node, image)
+      expect(node.snapshotter.layers()).toMatchObject([{ state: 'ready', verified: true }])
+      expect(node.verificationFailures).toEqual([])
+    },
+    deadlineMs,
+  )
+
+  test(
+    'a layer whose table cannot be used is read whole, and says why; one whose table lies is found out',
+    async () => {
+      const blocks = new MemoryBlocks()
+      const layer = await chunkedLayer(tar)
+      const checksum = 'io.github.containers.zstd-chunked.manifest-checksum'
+      const annotations = { ...layer.annotations, [checksum]: `sha256:${'0'.repeat(64)}` }
+      const broken = await publishImage(blocks, [{ ...layer, annotations }])
+      const other = makeTar({ name: 'file', content: 'of another diff ID' })
+      const lying = await publishImage(blocks, [
+        { ...(await chunkedLayer(other)), diffId: digestOf(Buffer.from('not it')) },
+      ])
+      const node = await openNode(blocks)
+      await node.pull(broken)
+      expect(node.snapshotter.layers()).toMatchObject([
+        {
+          format: 'tar+zstd',
+          verified: true,
+          notLazyBecause: expect.stringContaining('the manifest says'),
+        },
+      ])
+      await node.pull(lying)
+      await expect(fetchWhole(node, lying)).rejects.toThrow(/not what its image promises/)
+      expect(node.verificationFailures).toEqual(['layer'])
     },
     deadlineMs,
   )

@@ -77,6 +77,13 @@ export async function indexedLayer(tar: Uint8Array): Promise<TestLayer> {
   return { blob, diffId: digestOf(tar), annotations: written.annotations }
 }
 
+/** The same without what says that it is ours: as other tools read it, and as containers/storage writes it. */
+export async function chunkedLayer(tar: Uint8Array): Promise<TestLayer> {
+  const layer = await indexedLayer(tar)
+  const { [LAYER_INDEX_ANNOTATION]: _, ...annotations } = layer.annotations ?? {}
+  return { ...layer, annotations }
+}
+
 export function plainLayer(tar: Uint8Array): TestLayer {
   return { blob: tar, diffId: digestOf(tar) }
 }
