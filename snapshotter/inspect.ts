@@ -13,6 +13,8 @@ import { formatPlatform, type Platform } from './oci/platform.ts'
 import type { ImageReference } from './oci/reference.ts'
 import { fetchChunkedTables } from './toc/chunked/fetch-chunked-tables.ts'
 import { joinChunkedTables } from './toc/chunked/join-chunked-tables.ts'
+import { estargzLayer } from './toc/estargz/estargz-layer.ts'
+import { fetchEstargzToc } from './toc/estargz/fetch-estargz-toc.ts'
 import type { LayerToc } from './toc/layer-toc.ts'
 import { readLayerIndex } from './toc/read-layer-toc.ts'
 import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
@@ -25,7 +27,7 @@ export type LazyReading =
   /** A table of contents at the end of the blob: `ipdr push`'s index, one read, or what another tool wrote. */
   | {
       readonly kind: 'index'
-      readonly table: 'ipdr' | 'zstd:chunked'
+      readonly table: 'ipdr' | 'zstd:chunked' | 'eStargz'
       readonly entries: number
       readonly layerBytes: number
     }
@@ -193,6 +195,13 @@ async function inspectBlob(
       blob.readRange(range, { ...request, signal })
     const index = await readLayerIndex(annotations, read, blob.size, request.signal)
     if (index !== undefined) return { format, lazy: byTable('ipdr', index.toc) }
+    const table =
+      compression === 'gzip'
+        ? await fetchEstargzToc(annotations, read, blob.size, request.signal)
+        : undefined
+    if (table !== undefined) {
+      return { format, lazy: byTable('eStargz', estargzLayer(table, blob).toc) }
+    }
     const tables =
       compression === 'zstd'
         ? await fetchChunkedTables(annotations, read, blob.size, request.signal)
@@ -210,7 +219,7 @@ async function inspectBlob(
 }
 
 function byTable(
-  table: 'ipdr' | 'zstd:chunked',
+  table: 'ipdr' | 'zstd:chunked' | 'eStargz',
   { entries, layerSize }: LayerToc,
 ): Extract<LazyReading, { kind: 'index' }> {
   return { kind: 'index', table, entries: entries.length, layerBytes: layerSize }

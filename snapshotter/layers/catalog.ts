@@ -2,8 +2,8 @@ import { DatabaseSync, type StatementSync } from 'node:sqlite'
 import { LayerError } from '../errors.ts'
 import type { Digest } from '../oci/digest.ts'
 
-/** How a layer's blob holds its tar, found by looking at the bytes; with `:chunked`, it is read by zstd:chunked's tables. */
-export type LayerFormat = 'tar' | 'tar+gzip' | 'tar+zstd' | 'tar+zstd:chunked'
+/** How a layer's blob holds its tar, found by looking at the bytes; the last two are read by another tool's tables. */
+export type LayerFormat = 'tar' | 'tar+gzip' | 'tar+zstd' | 'tar+zstd:chunked' | 'tar+estargz'
 
 export type LayerState =
   /** Being read for its table of contents; what is on disk may be half of it. */

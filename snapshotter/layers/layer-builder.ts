@@ -12,6 +12,7 @@ import type { Log } from '../log.ts'
 import { parseDigest } from '../oci/digest.ts'
 import { fetchChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
 import { decodeZstdStream } from '../toc/decode-zstd-stream.ts'
+import { fetchEstargzToc } from '../toc/estargz/fetch-estargz-toc.ts'
 import { GzipIndexer } from '../toc/gzip/gzip-indexer.ts'
 import { decodeToc, encodeToc } from '../toc/layer-index.ts'
 import type { LayerToc } from '../toc/layer-toc.ts'
@@ -121,10 +122,9 @@ export class LayerBuilder {
     const compression = sniffCompression(start)
     if (compression === 'tar') return this.#findInTar(id, blob, signal)
     if (compression !== 'unknown') {
-      const foreign =
-        compression === 'zstd' ? await this.#chunkedTables(layer, blob, read, signal) : undefined
+      const foreign = await this.#foreignTable(layer, blob, compression, read, signal)
       if (foreign?.kind === 'found') {
-        return this.#holdIndexed(id, blob, 'tar+zstd:chunked', foreign.answer)
+        return this.#holdIndexed(id, blob, foreign.format, foreign.answer)
       }
       return this.#readWhole(id, layer, blob, { compression, ...foreign }, signal)
     }
@@ -149,26 +149,33 @@ export class LayerBuilder {
   }
 
   /**
-   * What the tables of zstd:chunked give, if the layer has any. They are another tool's promise, and the layer is as good without:
-   * where they cannot be used it is read whole, and checked, and the reason is remembered.
+   * What another tool's table gives, if the layer has one. It is that tool's promise, and the layer is as good without: where it
+   * cannot be used the layer is read whole, and checked, and the reason is remembered.
    */
-  async #chunkedTables(
+  async #foreignTable(
     layer: ImageLayer,
     blob: UnixfsFile,
+    compression: 'gzip' | 'zstd',
     read: (range: ByteRange) => Promise<Uint8Array>,
     signal: AbortSignal,
   ): Promise<
-    | { readonly kind: 'found'; readonly answer: IndexAnswer }
+    | { readonly kind: 'found'; readonly format: LayerFormat; readonly answer: IndexAnswer }
     | { readonly kind: 'unusable'; readonly because: string }
     | undefined
   > {
     const { tables, log } = this.#parts
+    const of = { size: blob.size, leafStarts: blob.leafStarts }
     try {
+      if (compression === 'gzip') {
+        const table = await fetchEstargzToc(layer.annotations, read, blob.size, signal)
+        if (table === undefined) return undefined
+        const answer = await tables.index({ kind: 'estargz', table, blob: of })
+        return { kind: 'found', format: 'tar+estargz', answer }
+      }
       const found = await fetchChunkedTables(layer.annotations, read, blob.size, signal)
       if (found === undefined) return undefined
-      const { size, leafStarts } = blob
-      const request = { kind: 'chunked', tables: found, blob: { size, leafStarts } } as const
-      return { kind: 'found', answer: await tables.index(request) }
+      const answer = await tables.index({ kind: 'chunked', tables: found, blob: of })
+      return { kind: 'found', format: 'tar+zstd:chunked', answer }
     } catch (error) {
       if (!(error instanceof LayerError)) throw error
       log.warn(

@@ -3,6 +3,7 @@ import { parentPort } from 'node:worker_threads'
 import { CodedError } from '../errors.ts'
 import type { Reply, Task } from './table-thread.ts'
 import {
+  arrangeEstargz,
   joinTables,
   makeImage,
   type TableAnswer,
@@ -27,5 +28,6 @@ async function replyTo(id: number, request: TableRequest): Promise<Reply> {
 
 function answerTo(request: TableRequest): TableAnswer | Promise<TableAnswer> {
   if (request.kind === 'index') return takeIndexApart(request)
+  if (request.kind === 'estargz') return arrangeEstargz(request)
   return request.kind === 'chunked' ? joinTables(request) : makeImage(request)
 }

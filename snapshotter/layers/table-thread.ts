@@ -3,6 +3,7 @@ import { Worker } from 'node:worker_threads'
 import { type ErrorCode, type ErrorFacts, LayerError } from '../errors.ts'
 import type {
   ChunkedRequest,
+  EstargzRequest,
   ImageAnswer,
   ImageRequest,
   IndexAnswer,
@@ -39,7 +40,7 @@ export class TableThread implements AsyncDisposable {
   readonly #waiting = new Map<number, Waiting>()
 
   /** Rejects with LayerError if the index, or the tables, are a lie or damaged. */
-  index(request: IndexRequest | ChunkedRequest): Promise<IndexAnswer> {
+  index(request: IndexRequest | ChunkedRequest | EstargzRequest): Promise<IndexAnswer> {
     return this.#ask(request) as Promise<IndexAnswer>
   }
 

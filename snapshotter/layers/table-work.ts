@@ -6,6 +6,8 @@ import { LayerError } from '../errors.ts'
 import { buildTree } from '../toc/build-tree.ts'
 import type { StoredChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
 import { joinChunkedTables } from '../toc/chunked/join-chunked-tables.ts'
+import { estargzLayer } from '../toc/estargz/estargz-layer.ts'
+import type { StoredEstargzToc } from '../toc/estargz/fetch-estargz-toc.ts'
 import { decodeLayerIndex, decodeToc, encodeToc } from '../toc/layer-index.ts'
 import type { DirNode, FileNode } from '../toc/layer-tree.ts'
 
@@ -20,6 +22,12 @@ export type IndexRequest = {
 export type ChunkedRequest = {
   readonly kind: 'chunked'
   readonly tables: StoredChunkedTables
+  readonly blob: { readonly size: number; readonly leafStarts: Float64Array }
+}
+/** The table of a layer that another tool wrote as eStargz. */
+export type EstargzRequest = {
+  readonly kind: 'estargz'
+  readonly table: StoredEstargzToc
   readonly blob: { readonly size: number; readonly leafStarts: Float64Array }
 }
 export type IndexAnswer = {
@@ -57,7 +65,7 @@ export type ImageAnswer =
 /** Bytes of the layer file behind one device of an image. */
 export type DeviceRange = ByteRange & { readonly device: number }
 
-export type TableRequest = IndexRequest | ChunkedRequest | ImageRequest
+export type TableRequest = IndexRequest | ChunkedRequest | EstargzRequest | ImageRequest
 export type TableAnswer = IndexAnswer | ImageAnswer
 
 /** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex`. */
@@ -69,6 +77,12 @@ export function takeIndexApart({ stored, framesEnd, blobSize }: IndexRequest): I
 /** Checks tables that a stranger wrote. Rejects as `joinChunkedTables`. */
 export async function joinTables({ tables, blob }: ChunkedRequest): Promise<IndexAnswer> {
   const { toc, map } = await joinChunkedTables(tables, blob, new AbortController().signal)
+  return { toc: encodeToc(toc), map: map.toBytes() }
+}
+
+/** Checks a table that a stranger wrote. Throws LayerError as `estargzLayer`. */
+export function arrangeEstargz({ table, blob }: EstargzRequest): IndexAnswer {
+  const { toc, map } = estargzLayer(table, blob)
   return { toc: encodeToc(toc), map: map.toBytes() }
 }
 

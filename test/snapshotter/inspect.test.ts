@@ -8,6 +8,7 @@ import { makeTar } from '../support/make-tar.ts'
 import { MemoryBlocks } from '../support/memory-blocks.ts'
 import { testImage } from '../support/test-image.ts'
 import { skopeoLayer } from './toc/chunked/golden/skopeo-layer.ts'
+import { stargzLayers } from './toc/estargz/golden/stargz-layers.ts'
 
 const TAR = makeTar({ name: 'a', content: 'a' })
 
@@ -45,7 +46,7 @@ test('formats are told by content, and each layer says why it is not lazily read
 
 test("another tool's table of contents is named, with or without its annotations", async () => {
   const { blob } = await skopeoLayer()
-  const { manifests } = await inspect(testImage([blob]).files)
+  const { manifests } = await inspect(testImage([blob, stargzLayers.plain.blob]).files)
   expect(manifests).toMatchObject([
     {
       layers: [
@@ -53,6 +54,7 @@ test("another tool's table of contents is named, with or without its annotations
           format: 'tar+zstd',
           lazy: { kind: 'index', table: 'zstd:chunked', entries: 77, layerBytes: 491_520 },
         },
+        { format: 'tar+gzip', lazy: { kind: 'index', table: 'eStargz', entries: 77 } },
       ],
     },
   ])
