@@ -23,7 +23,7 @@ export type LayerRecord = {
   readonly diffId: string
   readonly mediaType: string
   readonly format: LayerFormat
-  /** Bytes of the uncompressed tar, 0 while building. */
+  /** Bytes of the layer file: the uncompressed tar, or more where eStargz is arranged anew; 0 while building. */
   readonly layerSize: number
   readonly blobSize: number
   readonly inodes: number
