@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import type { BlockRequest, BlockSource } from './block-source.ts'
+import type { ByteRange } from './byte-range.ts'
 import { boundedParallel } from './dag/bounded-parallel.ts'
 import { IpdrImage } from './dag/ipdr-image.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
@@ -10,6 +11,11 @@ import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest
 import { parseJson } from './oci/parse-json.ts'
 import { formatPlatform, type Platform } from './oci/platform.ts'
 import type { ImageReference } from './oci/reference.ts'
+import { fetchChunkedTables } from './toc/chunked/fetch-chunked-tables.ts'
+import { joinChunkedTables } from './toc/chunked/join-chunked-tables.ts'
+import { estargzLayer } from './toc/estargz/estargz-layer.ts'
+import { fetchEstargzToc } from './toc/estargz/fetch-estargz-toc.ts'
+import type { LayerToc } from './toc/layer-toc.ts'
 import { readLayerIndex } from './toc/read-layer-toc.ts'
 import { decodeSideIndex, type IndexedLayer } from './toc/side-index.ts'
 import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
@@ -17,10 +23,18 @@ import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
 /** Layers looked at side by side. 8 × 16 inner nodes of 256 KiB at most: 32 MiB on their way. */
 const LAYERS_AT_ONCE = 8
 
+/** Whose table of contents a layer is read by; `side index`: ours, beside the image. */
+export type LayerTable = 'ipdr' | 'side index' | 'zstd:chunked' | 'eStargz'
+
 /** Whether a layer can be mounted before its bytes are here, and through what. */
 export type LazyReading =
-  /** An index, at the end of the blob or beside the image: one read. */
-  | { readonly kind: 'index'; readonly entries: number; readonly layerBytes: number }
+  /** A table of contents: an index of ours beside the image, or at the end of the blob, ours or what another tool wrote. */
+  | {
+      readonly kind: 'index'
+      readonly table: LayerTable
+      readonly entries: number
+      readonly layerBytes: number
+    }
   /** A plain tar: its headers are read where they lie. */
   | { readonly kind: 'headers' }
   /** The layer is read whole before its first mount; `because` is a sentence. */
@@ -169,7 +183,7 @@ async function inspectManifest(
   }
 }
 
-/** As the snapshotter decides it (layers/layer-builder.ts): an index of ours, else what the first bytes are. */
+/** As the snapshotter decides it (layers/layer-builder.ts): an index of ours, another tool's, else what the first bytes are. */
 async function inspectBlob(
   blob: UnixfsFile,
   annotations: Readonly<Record<string, string>>,
@@ -185,20 +199,27 @@ async function inspectBlob(
       return { format, lazy: { kind: 'none', because } }
     }
     format = `tar+${compression}`
-    const index = await readLayerIndex(
-      annotations,
-      (range, signal) => blob.readRange(range, { ...request, signal }),
-      blob.size,
-      request.signal,
-    )
-    if (index === undefined) {
-      return {
-        format,
-        lazy: { kind: 'none', because: `${compression} without a table of contents` },
-      }
+    const read = (range: ByteRange, signal: AbortSignal): Promise<Uint8Array> =>
+      blob.readRange(range, { ...request, signal })
+    const index = await readLayerIndex(annotations, read, blob.size, request.signal)
+    if (index !== undefined) return { format, lazy: byTable('ipdr', index.toc) }
+    const table =
+      compression === 'gzip'
+        ? await fetchEstargzToc(annotations, read, blob.size, request.signal)
+        : undefined
+    if (table !== undefined) {
+      return { format, lazy: byTable('eStargz', estargzLayer(table, blob).toc) }
     }
-    const { entries, layerSize } = index.toc
-    return { format, lazy: { kind: 'index', entries: entries.length, layerBytes: layerSize } }
+    const tables =
+      compression === 'zstd'
+        ? await fetchChunkedTables(annotations, read, blob.size, request.signal)
+        : undefined
+    if (tables === undefined) {
+      const because = `${compression} without a table of contents`
+      return { format, lazy: { kind: 'none', because } }
+    }
+    const { toc } = await joinChunkedTables(tables, blob, request.signal)
+    return { format, lazy: byTable('zstd:chunked', toc) }
   } catch (error) {
     if (!(error instanceof LayerError)) throw error
     return { format, lazy: { kind: 'none', because: error.message } }
@@ -217,13 +238,19 @@ async function inspectSideIndex(
   try {
     const stored = await image.readSideIndex(named, request)
     if (stored === undefined) return byItself
-    const { toc } = decodeSideIndex(stored, layer)
-    return { kind: 'index', entries: toc.entries.length, layerBytes: toc.layerSize }
+    return byTable('side index', decodeSideIndex(stored, layer).toc)
   } catch (error) {
     if (request.signal.aborted || !(error instanceof CodedError)) throw error
     const because = `${byItself.because}, and the index beside the image cannot be used: ${error.message}`
     return { kind: 'none', because }
   }
+}
+
+function byTable(
+  table: LayerTable,
+  { entries, layerSize }: LayerToc,
+): Extract<LazyReading, { kind: 'index' }> {
+  return { kind: 'index', table, entries: entries.length, layerBytes: layerSize }
 }
 
 const strings = z

@@ -2,8 +2,8 @@ import { DatabaseSync, type StatementSync } from 'node:sqlite'
 import { LayerError } from '../errors.ts'
 import type { Digest } from '../oci/digest.ts'
 
-/** How a layer's blob holds its tar, found by looking at the bytes. */
-export type LayerFormat = 'tar' | 'tar+gzip' | 'tar+zstd'
+/** How a layer's blob holds its tar, found by looking at the bytes; the last two are read by another tool's tables. */
+export type LayerFormat = 'tar' | 'tar+gzip' | 'tar+zstd' | 'tar+zstd:chunked' | 'tar+estargz'
 
 export type LayerState =
   /** Being read for its table of contents; what is on disk may be half of it. */
@@ -23,7 +23,7 @@ export type LayerRecord = {
   readonly diffId: string
   readonly mediaType: string
   readonly format: LayerFormat
-  /** Bytes of the uncompressed tar, 0 while building. */
+  /** Bytes of the layer file: the uncompressed tar, or more where eStargz is arranged anew; 0 while building. */
   readonly layerSize: number
   readonly blobSize: number
   readonly inodes: number

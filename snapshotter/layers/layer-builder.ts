@@ -10,7 +10,9 @@ import { UnixfsFile } from '../dag/unixfs-file.ts'
 import { CodedError, ImageError, LayerError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import type { Digest } from '../oci/digest.ts'
+import { fetchChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
 import { decodeZstdStream } from '../toc/decode-zstd-stream.ts'
+import { fetchEstargzToc } from '../toc/estargz/fetch-estargz-toc.ts'
 import { GzipIndexer } from '../toc/gzip/gzip-indexer.ts'
 import { decodeToc, encodeToc, LAYER_INDEX_ANNOTATION } from '../toc/layer-index.ts'
 import type { LayerToc } from '../toc/layer-toc.ts'
@@ -28,6 +30,7 @@ import { readLayerMap } from './read-layer-map.ts'
 import type { SharedLeaves } from './shared-leaves.ts'
 import { StreamedLayerMap } from './streamed-layer-map.ts'
 import type { TableThread } from './table-thread.ts'
+import type { IndexAnswer } from './table-work.ts'
 
 /** A layer that can be mounted. */
 export type BuiltLayer = FoundLayer & { readonly held: LazyLayer }
@@ -183,32 +186,75 @@ export class LayerBuilder {
     const read = (range: ByteRange): Promise<Uint8Array> => blob.readRange(range, request)
     const index = await fetchLayerIndex(layer.annotations, read, blob.size, signal)
     if (index !== undefined) {
-      const { toc, map: mapBytes } = await this.#parts.tables.index({
-        kind: 'index',
-        ...index,
-        blobSize: blob.size,
-      })
-      const map = readLayerMap(mapBytes)
-      await this.#writeMap(id, blob, map)
-      const held = await this.#hold(id, map)
-      return {
-        format: 'tar+zstd',
-        toc,
-        held,
-        notLazyBecause: undefined,
-        verified: false,
-        indexCid: undefined,
-      }
+      const request = { kind: 'index', ...index, blobSize: blob.size } as const
+      return this.#holdIndexed(id, blob, 'tar+zstd', await this.#parts.tables.index(request))
     }
     const start = await read({ start: 0, end: Math.min(SNIFF_BYTES, blob.size) })
     const compression = sniffCompression(start)
     if (compression === 'tar') return this.#findInTar(id, blob, signal)
-    if (compression !== 'unknown') return this.#readWhole(id, layer, blob, compression, signal)
+    if (compression !== 'unknown') {
+      const foreign = await this.#foreignTable(layer, blob, compression, read, signal)
+      if (foreign?.kind === 'found') {
+        return this.#holdIndexed(id, blob, foreign.format, foreign.answer)
+      }
+      return this.#readWhole(id, layer, blob, { compression, ...foreign }, signal)
+    }
     throw new LayerError(
       'INVALID_ARGUMENT',
       `layer ${layer.blobDigest} (${layer.mediaType}) is neither tar nor gzip nor zstd, it starts with ${hexOf(start)}: an encrypted or damaged layer`,
       { digest: layer.blobDigest },
     )
+  }
+
+  /** The layer, by what its own tables say. */
+  async #holdIndexed(
+    id: number,
+    blob: UnixfsFile,
+    format: LayerFormat,
+    { toc, map: mapBytes }: IndexAnswer,
+  ): Promise<Found> {
+    const map = readLayerMap(mapBytes)
+    await this.#writeMap(id, blob, map)
+    const held = await this.#hold(id, map)
+    return { format, toc, held, notLazyBecause: undefined, verified: false, indexCid: undefined }
+  }
+
+  /**
+   * What another tool's table gives, if the layer has one. It is that tool's promise, and the layer is as good without: where it
+   * cannot be used the layer is read whole, and checked, and the reason is remembered.
+   */
+  async #foreignTable(
+    layer: ImageLayer,
+    blob: UnixfsFile,
+    compression: 'gzip' | 'zstd',
+    read: (range: ByteRange) => Promise<Uint8Array>,
+    signal: AbortSignal,
+  ): Promise<
+    | { readonly kind: 'found'; readonly format: LayerFormat; readonly answer: IndexAnswer }
+    | { readonly kind: 'unusable'; readonly because: string }
+    | undefined
+  > {
+    const { tables, log } = this.#parts
+    const of = { size: blob.size, leafStarts: blob.leafStarts }
+    try {
+      if (compression === 'gzip') {
+        const table = await fetchEstargzToc(layer.annotations, read, blob.size, signal)
+        if (table === undefined) return undefined
+        const answer = await tables.index({ kind: 'estargz', table, blob: of })
+        return { kind: 'found', format: 'tar+estargz', answer }
+      }
+      const found = await fetchChunkedTables(layer.annotations, read, blob.size, signal)
+      if (found === undefined) return undefined
+      const answer = await tables.index({ kind: 'chunked', tables: found, blob: of })
+      return { kind: 'found', format: 'tar+zstd:chunked', answer }
+    } catch (error) {
+      if (!(error instanceof LayerError)) throw error
+      log.warn(
+        { layer: layer.blobDigest, reason: error.message },
+        `the tables of layer ${layer.blobDigest} cannot be used: ${error.message}`,
+      )
+      return { kind: 'unusable', because: error.message }
+    }
   }
 
   /** Reads only the headers of a plain tar; the leaves that hold them are kept, contents stay where they are. */
@@ -237,7 +283,7 @@ export class LayerBuilder {
     id: number,
     layer: ImageLayer,
     blob: UnixfsFile,
-    compression: 'gzip' | 'zstd',
+    { compression, because }: { compression: 'gzip' | 'zstd'; because?: string },
     signal: AbortSignal,
   ): Promise<Found> {
     const { store, log } = this.#parts
@@ -252,7 +298,7 @@ export class LayerBuilder {
         : decodeZstdStream(content, { outputBytesMax, signal })
     log.info(
       { layer: layer.blobDigest, bytes: blob.size },
-      `layer ${layer.blobDigest} has no table of contents: reading all ${blob.size} bytes of it once`,
+      `layer ${layer.blobDigest} has no usable table of contents: reading all ${blob.size} bytes of it once`,
     )
     await using file = await store.write(String(id))
     for await (const bytes of layerBytes) {
@@ -270,7 +316,7 @@ export class LayerBuilder {
       format: `tar+${compression}`,
       toc: encodeToc(toc),
       held,
-      notLazyBecause: `it is ${compression} without a table of contents, so it was read whole once; ${compression === 'gzip' ? 'run ipdr index on its image, or ' : ''}push it again with ipdr push`,
+      notLazyBecause: `${because ?? `it is ${compression} without a table of contents`}, so it was read whole once; ${compression === 'gzip' ? 'run ipdr index on its image, or ' : ''}push it again with ipdr push`,
       verified: true,
       indexCid: undefined,
     }

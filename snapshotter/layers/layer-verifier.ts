@@ -1,9 +1,12 @@
 import { createHash } from 'node:crypto'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
+import { LayerError } from '../errors.ts'
 import { parseDigest } from '../oci/digest.ts'
+import { ChunkLayerMap } from '../toc/chunked/chunk-layer-map.ts'
+import { sameEstargzToc } from '../toc/estargz/same-estargz-toc.ts'
 import type { LayerToc } from '../toc/layer-toc.ts'
 import { sameToc } from '../toc/same-toc.ts'
-import { walkTar } from '../toc/walk-tar.ts'
+import { TarStreamWalk, walkTar } from '../toc/walk-tar.ts'
 
 /** Bytes hashed in one go. 1 MiB: under 2 ms of the event loop. */
 const PIECE_BYTES = 1024 ** 2
@@ -22,7 +25,11 @@ export async function verifyLayer(
   promised: { readonly diffId: string; readonly toc: LayerToc },
   signal: AbortSignal,
 ): Promise<Verdict> {
-  const { layerSize } = held.file.map
+  const { map } = held.file
+  if (map instanceof ChunkLayerMap && map.isRearranged) {
+    return verifyRearranged(held, map, promised, signal)
+  }
+  const { layerSize } = map
   const request = { priority: 'background', signal } as const
   const { algorithm } = parseDigest(promised.diffId)
   const hash = createHash(algorithm)
@@ -30,23 +37,64 @@ export async function verifyLayer(
     hash.update(await held.read({ start, end: Math.min(start + PIECE_BYTES, layerSize) }, request))
   }
   const diffId = `${algorithm}:${hash.digest('hex')}`
-  if (diffId !== promised.diffId) {
-    return {
-      kind: 'corrupt',
-      what: 'layer',
-      sentence: `its bytes have the diff ID ${diffId}, its image promised ${promised.diffId}`,
-    }
-  }
+  if (diffId !== promised.diffId) return otherLayer(diffId, promised.diffId)
   const toc = await walkTar(
     (offset, length) => held.read({ start: offset, end: offset + length }, request),
     layerSize,
     signal,
   )
-  const difference = sameToc(toc, promised.toc)
-  if (difference === undefined) return { kind: 'intact' }
-  return {
-    kind: 'corrupt',
-    what: 'toc',
-    sentence: `its table of contents is not that of its tar: ${difference}`,
+  return tocVerdict(sameToc(toc, promised.toc))
+}
+
+/** The same of a layer whose file is not its tar: the tar is put together from it, unit by unit. */
+async function verifyRearranged(
+  held: LazyLayer,
+  map: ChunkLayerMap,
+  promised: { readonly diffId: string; readonly toc: LayerToc },
+  signal: AbortSignal,
+): Promise<Verdict> {
+  const { algorithm } = parseDigest(promised.diffId)
+  const [hash, walk] = [createHash(algorithm), new TarStreamWalk()]
+  const [layerStarts, tarStarts]: [number[], number[]] = [[], []]
+  let [tarAt, walkFailure]: [number, LayerError | undefined] = [0, undefined]
+  for (let unit = 0; unit + 1 < map.starts.length; unit++) {
+    const range = { start: map.starts[unit] ?? 0, end: map.starts[unit + 1] ?? 0 }
+    const layer = await held.read(range, { priority: 'background', signal })
+    for (const { layerStart, bytes } of map.tarParts(unit, layer)) {
+      hash.update(bytes)
+      layerStarts.push(layerStart)
+      tarStarts.push(tarAt)
+      tarAt += bytes.length
+      // Its bytes may be no tar at all: then they have another diff ID.
+      walkFailure ??= failureOf(() => walk.push(bytes))
+    }
   }
+  const diffId = `${algorithm}:${hash.digest('hex')}`
+  if (diffId !== promised.diffId) return otherLayer(diffId, promised.diffId)
+  let difference: string | undefined
+  walkFailure ??= failureOf(() => {
+    difference = sameEstargzToc(walk.end(), promised.toc, { layerStarts, tarStarts })
+  })
+  return tocVerdict(walkFailure?.message ?? difference)
+}
+
+function failureOf(work: () => void): LayerError | undefined {
+  try {
+    work()
+    return undefined
+  } catch (error) {
+    if (error instanceof LayerError) return error
+    throw error
+  }
+}
+
+function otherLayer(diffId: string, promised: string): Verdict {
+  const sentence = `its bytes have the diff ID ${diffId}, its image promised ${promised}`
+  return { kind: 'corrupt', what: 'layer', sentence }
+}
+
+function tocVerdict(difference: string | undefined): Verdict {
+  if (difference === undefined) return { kind: 'intact' }
+  const sentence = `its table of contents is not that of its tar: ${difference}`
+  return { kind: 'corrupt', what: 'toc', sentence }
 }

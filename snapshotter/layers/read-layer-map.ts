@@ -1,6 +1,7 @@
 import type { LayerMap } from '../blobs/layer-map.ts'
 import { layerMapKind } from '../blobs/layer-map-kind.ts'
 import { LayerError } from '../errors.ts'
+import { ChunkLayerMap } from '../toc/chunked/chunk-layer-map.ts'
 import { GzipLayerMap } from '../toc/gzip/gzip-layer-map.ts'
 import { TarLayerMap } from '../toc/tar-layer-map.ts'
 import { ZstdLayerMap } from '../toc/zstd-layer-map.ts'
@@ -15,6 +16,8 @@ export function readLayerMap(bytes: Uint8Array): LayerMap {
       return ZstdLayerMap.fromBytes(bytes)
     case layerMapKind.gzip:
       return GzipLayerMap.fromBytes(bytes)
+    case layerMapKind.chunks:
+      return ChunkLayerMap.fromBytes(bytes)
     case layerMapKind.streamed:
       return StreamedLayerMap.fromBytes(bytes)
     default:

@@ -3,6 +3,8 @@ import { parentPort } from 'node:worker_threads'
 import { CodedError } from '../errors.ts'
 import type { Reply, Task } from './table-thread.ts'
 import {
+  arrangeEstargz,
+  joinTables,
   makeImage,
   makeSideIndex,
   type TableAnswer,
@@ -11,12 +13,12 @@ import {
 } from './table-work.ts'
 
 parentPort?.on('message', ({ id, request }: Task) => {
-  parentPort?.postMessage(replyTo(id, request), [])
+  void replyTo(id, request).then((reply) => parentPort?.postMessage(reply, []))
 })
 
-function replyTo(id: number, request: TableRequest): Reply {
+async function replyTo(id: number, request: TableRequest): Promise<Reply> {
   try {
-    return { id, answer: answerTo(request) }
+    return { id, answer: await answerTo(request) }
   } catch (error) {
     // An error loses its class and its fields on the way to another thread.
     const message = error instanceof Error ? error.message : 'unknown failure'
@@ -25,12 +27,16 @@ function replyTo(id: number, request: TableRequest): Reply {
   }
 }
 
-function answerTo(request: TableRequest): TableAnswer {
+function answerTo(request: TableRequest): TableAnswer | Promise<TableAnswer> {
   switch (request.kind) {
     case 'image':
       return makeImage(request)
     case 'export':
       return makeSideIndex(request)
+    case 'chunked':
+      return joinTables(request)
+    case 'estargz':
+      return arrangeEstargz(request)
     default:
       return takeIndexApart(request)
   }

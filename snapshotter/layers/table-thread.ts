@@ -2,6 +2,8 @@ import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { type ErrorCode, type ErrorFacts, LayerError } from '../errors.ts'
 import type {
+  ChunkedRequest,
+  EstargzRequest,
   ExportAnswer,
   ExportRequest,
   ImageAnswer,
@@ -40,8 +42,10 @@ export class TableThread implements AsyncDisposable {
   #tasks = 0
   readonly #waiting = new Map<number, Waiting>()
 
-  /** Rejects with LayerError if the index is a lie or damaged. */
-  index(request: IndexRequest | SideIndexRequest): Promise<IndexAnswer> {
+  /** Rejects with LayerError if the index, or the tables, are a lie or damaged. */
+  index(
+    request: IndexRequest | SideIndexRequest | ChunkedRequest | EstargzRequest,
+  ): Promise<IndexAnswer> {
     return this.#ask(request) as Promise<IndexAnswer>
   }
 

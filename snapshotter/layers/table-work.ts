@@ -4,6 +4,10 @@ import { inheritImplied, mergeTrees } from '../erofs/merge-trees.ts'
 import { filesToInline, writeErofsImage } from '../erofs/write-image.ts'
 import { LayerError } from '../errors.ts'
 import { buildTree } from '../toc/build-tree.ts'
+import type { StoredChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
+import { joinChunkedTables } from '../toc/chunked/join-chunked-tables.ts'
+import { estargzLayer } from '../toc/estargz/estargz-layer.ts'
+import type { StoredEstargzToc } from '../toc/estargz/fetch-estargz-toc.ts'
 import { GzipLayerMap } from '../toc/gzip/gzip-layer-map.ts'
 import { decodeLayerIndex, decodeToc, encodeToc } from '../toc/layer-index.ts'
 import type { DirNode, FileNode } from '../toc/layer-tree.ts'
@@ -21,6 +25,18 @@ export type SideIndexRequest = {
   readonly kind: 'sideIndex'
   readonly stored: Uint8Array
   readonly layer: IndexedLayer
+}
+/** The tables of a layer that another tool wrote as zstd:chunked. */
+export type ChunkedRequest = {
+  readonly kind: 'chunked'
+  readonly tables: StoredChunkedTables
+  readonly blob: { readonly size: number; readonly leafStarts: Float64Array }
+}
+/** The table of a layer that another tool wrote as eStargz. */
+export type EstargzRequest = {
+  readonly kind: 'estargz'
+  readonly table: StoredEstargzToc
+  readonly blob: { readonly size: number; readonly leafStarts: Float64Array }
 }
 export type IndexAnswer = {
   /** As `encodeToc` writes it, and as `LayerMap.toBytes`. */
@@ -67,7 +83,13 @@ export type ImageAnswer =
 /** Bytes of the layer file behind one device of an image. */
 export type DeviceRange = ByteRange & { readonly device: number }
 
-export type TableRequest = IndexRequest | SideIndexRequest | ExportRequest | ImageRequest
+export type TableRequest =
+  | IndexRequest
+  | SideIndexRequest
+  | ChunkedRequest
+  | EstargzRequest
+  | ExportRequest
+  | ImageRequest
 export type TableAnswer = IndexAnswer | ExportAnswer | ImageAnswer
 
 /** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex` and `decodeSideIndex`. */
@@ -83,6 +105,18 @@ export function takeIndexApart(request: IndexRequest | SideIndexRequest): IndexA
 export function makeSideIndex({ layer, map, toc }: ExportRequest): ExportAnswer {
   const index = { map: GzipLayerMap.fromBytes(map), toc: decodeToc(toc) }
   return { stored: encodeSideIndex(layer, index) }
+}
+
+/** Checks tables that a stranger wrote. Rejects as `joinChunkedTables`. */
+export async function joinTables({ tables, blob }: ChunkedRequest): Promise<IndexAnswer> {
+  const { toc, map } = await joinChunkedTables(tables, blob, new AbortController().signal)
+  return { toc: encodeToc(toc), map: map.toBytes() }
+}
+
+/** Checks a table that a stranger wrote. Throws LayerError as `estargzLayer`. */
+export function arrangeEstargz({ table, blob }: EstargzRequest): IndexAnswer {
+  const { toc, map } = estargzLayer(table, blob)
+  return { toc: encodeToc(toc), map: map.toBytes() }
 }
 
 /** Makes an image. Throws LayerError as `buildTree` and `writeErofsImage`. */

@@ -115,19 +115,32 @@ export function zstdFrames(stream: Uint8Array, offset = 0): ZstdFrame[] {
  * input, so each frame is decoded by a call of its own. Throws LayerError DATA_LOSS if it does not make exactly `size` bytes.
  */
 export function decodeZstdFrame(frame: Uint8Array, size: number, offset = 0): Uint8Array {
-  let decoded: Uint8Array
-  try {
-    decoded = zlib.zstdDecompressSync(frame, {
-      // Node takes no limit of 0.
-      maxOutputLength: Math.max(size, 1),
-      // All in one go, where Node would hand out 16 KiB at a time.
-      chunkSize: Math.max(size, 64),
-    })
-  } catch (cause) {
-    throw broken(offset, `the frame of ${size} bytes does not decode`, cause)
-  }
+  const decoded = decodeUpTo(frame, size, offset)
   if (decoded.length === size) return decoded
   throw broken(offset, `the frame makes ${decoded.length} bytes in place of ${size}`)
+}
+
+/**
+ * Decodes whole frames that together make `size` bytes, whether or not each says how many it makes; skippable ones make none.
+ * Never makes more than `size` bytes. Throws LayerError DATA_LOSS if they are not such frames.
+ */
+export function decodeZstdFrames(stream: Uint8Array, size: number, offset = 0): Uint8Array {
+  const frames = zstdFrames(stream, offset).filter(({ kind }) => kind === 'zstd')
+  const [only, ...more] = frames
+  if (only?.contentSize === size && more.length === 0) {
+    return decodeZstdFrame(stream.subarray(only.start, only.end), size, offset + only.start)
+  }
+  const decoded = Buffer.allocUnsafe(size)
+  let filled = 0
+  for (const { start, end, contentSize } of frames) {
+    const room = size - filled
+    if ((contentSize ?? 0) > room) throw broken(offset + start, `more than ${size} bytes follow`)
+    const bytes = decodeUpTo(stream.subarray(start, end), contentSize ?? room, offset + start)
+    decoded.set(bytes, filled)
+    filled += bytes.length
+  }
+  if (filled === size) return decoded
+  throw broken(offset, `its frames make ${filled} bytes in place of ${size}`)
 }
 
 /** Wraps bytes in a skippable frame, which every zstd decoder passes over. `variant` is the low nibble of its magic. */
@@ -137,6 +150,19 @@ export function skippableFrame(content: Uint8Array, variant = 0): Uint8Array {
   view(frame).setUint32(4, content.length, true)
   frame.set(content, SKIPPABLE_HEADER_BYTES)
   return frame
+}
+
+function decodeUpTo(frame: Uint8Array, max: number, offset: number): Uint8Array {
+  try {
+    return zlib.zstdDecompressSync(frame, {
+      // Node takes no limit of 0.
+      maxOutputLength: Math.max(max, 1),
+      // All in one go, where Node would hand out 16 KiB at a time.
+      chunkSize: Math.max(max, 64),
+    })
+  } catch (cause) {
+    throw broken(offset, `the frame of ${max} bytes does not decode`, cause)
+  }
 }
 
 /** How long a zstd frame is that starts at `bytes[0]`; may be more than there are bytes. */

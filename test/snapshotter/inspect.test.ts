@@ -7,6 +7,8 @@ import { parseImageReference } from '../../snapshotter/oci/reference.ts'
 import { makeTar } from '../support/make-tar.ts'
 import { MemoryBlocks } from '../support/memory-blocks.ts'
 import { testImage } from '../support/test-image.ts'
+import { skopeoLayer } from './toc/chunked/golden/skopeo-layer.ts'
+import { stargzLayers } from './toc/estargz/golden/stargz-layers.ts'
 
 const TAR = makeTar({ name: 'a', content: 'a' })
 
@@ -40,6 +42,22 @@ test('formats are told by content, and each layer says why it is not lazily read
       { format: 'unknown', lazy: { because: expect.stringContaining('encrypted or damaged') } },
     ],
   })
+})
+
+test("another tool's table of contents is named, with or without its annotations", async () => {
+  const { blob } = await skopeoLayer()
+  const { manifests } = await inspect(testImage([blob, stargzLayers.plain.blob]).files)
+  expect(manifests).toMatchObject([
+    {
+      layers: [
+        {
+          format: 'tar+zstd',
+          lazy: { kind: 'index', table: 'zstd:chunked', entries: 77, layerBytes: 491_520 },
+        },
+        { format: 'tar+gzip', lazy: { kind: 'index', table: 'eStargz', entries: 77 } },
+      ],
+    },
+  ])
 })
 
 test('a table of contents that is not what the manifest promises is a reason, not a failure', async () => {

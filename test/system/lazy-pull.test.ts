@@ -4,6 +4,12 @@ import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { CID } from 'multiformats/cid'
 import { afterAll, beforeAll, expect, test, vi } from 'vitest'
+import { sniffCompression } from '../../snapshotter/toc/sniff-compression.ts'
+import {
+  chunkedLayer,
+  estargzLayer,
+  type TestLayer,
+} from '../snapshotter/layers/published-image.ts'
 import { busyboxPath } from '../support/debian-programs.ts'
 import { buildDebianImage } from '../support/images/debian-image.ts'
 import { PYTHON } from '../support/images/demo-image.ts'
@@ -217,6 +223,29 @@ test('a zstd layer of another publisher runs', async () => {
   expect(await output(name, ['sha256sum', '/noise'])).toBe(`${sha256(content)}  /noise\n`)
 }, 60_000)
 
+test.each([
+  ['zstd:chunked', chunkedLayer],
+  ['eStargz', async (tar: Buffer) => estargzLayer(tar)],
+] as const)(
+  'a pod runs from a layer that another tool wrote as %s: containerd downloads nothing of it, and we what is read',
+  async (_, layerOf) => {
+    const content = randomContent(seeded(5), 24 * MiB)
+    const parts = [text('small', 'read'), { name: 'large', content }, text('after', 'it')]
+    const tar = makeTar(...BUSYBOX, ...parts)
+    const layout = storedImage(await layerOf(tar))
+    const name = `ipdr.internal/${await node.publisher.importAsIs(layout)}`
+    const [start, before] = [await node.fetchedBytes(), new Set(await node.downloadedBlobs())]
+    await node.cri.pullImage(name)
+    const downloaded = (await node.downloadedBlobs()).filter((blob) => !before.has(blob))
+    expect(downloaded).not.toContain(layout.layers[0]?.digest)
+    expect((await node.fetchedBytes()) - start).toBeLessThan(3 * MiB)
+    expect(await output(name, ['cat', '/small', '/after'])).toBe('read\nit\n')
+    expect((await node.fetchedBytes()) - start).toBeLessThan(content.length / 4)
+    expect(await output(name, ['sha256sum', '/large'])).toBe(`${sha256(content)}  /large\n`)
+  },
+  60_000,
+)
+
 test('what a container writes lies in its own upper directory, and goes with it', async () => {
   const name = await pushed(await image([BUSYBOX, [text('file', 'of the image')]]))
   await node.cri.pullImage(name)
@@ -296,6 +325,27 @@ async function image(
   )
   const process = { Env: ['PATH=/bin'] }
   return writeOciLayout(join(dir, 'layout'), { layers: await Promise.all(packed), process })
+}
+
+/** An image of one layer, stored as another tool would. */
+function storedImage({ blob, diffId, annotations }: TestLayer): OciLayout {
+  const dir = join(scratch.dir, `image-${images++}`)
+  mkdirSync(dir)
+  const path = join(dir, 'layer')
+  writeFileSync(path, blob)
+  const layer = {
+    path,
+    mediaType: `application/vnd.oci.image.layer.v1.tar+${sniffCompression(blob)}`,
+    digest: `sha256:${sha256(blob)}`,
+    size: blob.length,
+    diffId,
+    tarSize: blob.length,
+    ...(annotations && { annotations }),
+  }
+  return writeOciLayout(join(dir, 'layout'), {
+    layers: [layer],
+    process: { Env: ['PATH=/bin'] },
+  })
 }
 
 /** A layout whose only name leads to an index: of an image that is not for this machine, and then of one that is. */

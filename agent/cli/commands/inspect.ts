@@ -113,7 +113,11 @@ function describeManifest(manifest: ManifestInspection, output: Output): string 
 function describeLazy({ lazy }: LayerInspection): string {
   if (lazy.kind === 'none') return `no: ${lazy.because}`
   if (lazy.kind === 'headers') return 'yes: by its tar headers'
-  return `yes: ${count(lazy.entries, 'file')}, ${formatBytes(lazy.layerBytes)} unpacked`
+  const table =
+    lazy.table === 'ipdr'
+      ? ''
+      : ` by its ${lazy.table}${lazy.table === 'side index' ? '' : ' table'}`
+  return `yes${table}: ${count(lazy.entries, 'file')}, ${formatBytes(lazy.layerBytes)} unpacked`
 }
 
 function describeConfig(config: ConfigSummary): string {

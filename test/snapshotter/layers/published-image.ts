@@ -12,6 +12,7 @@ import {
 import type { LayerToc } from '../../../snapshotter/toc/layer-toc.ts'
 import { skippableFrame } from '../../../snapshotter/toc/zstd-frames.ts'
 import type { MemoryBlocks } from '../../support/memory-blocks.ts'
+import { writeEstargz } from '../../support/write-estargz.ts'
 import { writeWholeLayer } from '../../support/write-whole-layer.ts'
 
 /** A layer as an image of a test has it. `diffId` is what the config says, `annotations` what the manifest says. */
@@ -82,6 +83,19 @@ export async function publishImage(
 export async function indexedLayer(tar: Uint8Array): Promise<TestLayer> {
   const { blob, written } = await writeWholeLayer(tar)
   return { blob, diffId: digestOf(tar), annotations: written.annotations }
+}
+
+/** The same without what says that it is ours: as other tools read it, and as containers/storage writes it. */
+export async function chunkedLayer(tar: Uint8Array): Promise<TestLayer> {
+  const layer = await indexedLayer(tar)
+  const { [LAYER_INDEX_ANNOTATION]: _, ...annotations } = layer.annotations ?? {}
+  return { ...layer, annotations }
+}
+
+/** The tar as stargz-snapshotter stores it; the layer's own tar has a table of contents more. */
+export function estargzLayer(tar: Buffer): TestLayer {
+  const { blob, annotations, tar: whole } = writeEstargz(tar)
+  return { blob, annotations, diffId: digestOf(whole) }
 }
 
 export function plainLayer(tar: Uint8Array): TestLayer {

@@ -5,6 +5,7 @@ import { LayerError } from '../../../snapshotter/errors.ts'
 import { decodeZstdStream } from '../../../snapshotter/toc/decode-zstd-stream.ts'
 import {
   decodeZstdFrame,
+  decodeZstdFrames,
   isZstd,
   skippableFrame,
   zstdFrames,
@@ -193,4 +194,20 @@ describe('decoding a stream', () => {
     await expect(decoding).rejects.toMatchObject({ code: 'CANCELLED' })
     expect(isClosed).toBe(true)
   })
+})
+
+test('frames that together make a known number of bytes are decoded, whether or not each says its own, and never further', () => {
+  const parts = [mixed(seeded(41), 300_000), Buffer.alloc(0), mixed(seeded(42), 70_000)]
+  const whole = Buffer.concat(parts)
+  const silent = Buffer.concat([
+    ...parts.map((part) => zstdProgram(part)),
+    skippableFrame(Buffer.from('passed over')),
+  ])
+  const telling = Buffer.concat(parts.map((part) => zlib.zstdCompressSync(part)))
+  for (const stream of [silent, telling]) {
+    expect(Buffer.from(decodeZstdFrames(stream, whole.length)).equals(whole)).toBe(true)
+    for (const size of [0, 1, whole.length - 1, whole.length + 1]) {
+      expect(() => decodeZstdFrames(stream, size)).toThrow(LayerError)
+    }
+  }
 })

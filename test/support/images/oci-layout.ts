@@ -27,6 +27,8 @@ export type LayerBlob = {
   /** sha256 of the tar, and its bytes. */
   readonly diffId: string
   readonly tarSize: number
+  /** Of its descriptor in the manifest. */
+  readonly annotations?: Readonly<Record<string, string>>
 }
 
 /** What an image runs as; see the OCI image configuration. */
@@ -120,7 +122,12 @@ export function writeOciLayout(
     schemaVersion: 2,
     mediaType: 'application/vnd.oci.image.manifest.v1+json',
     config: { mediaType: 'application/vnd.oci.image.config.v1+json', ...imageConfig },
-    layers: layers.map(({ mediaType, digest, size }) => ({ mediaType, digest, size })),
+    layers: layers.map(({ mediaType, digest, size, annotations }) => ({
+      mediaType,
+      digest,
+      size,
+      ...(annotations && { annotations }),
+    })),
   })
   const index = {
     schemaVersion: 2,
