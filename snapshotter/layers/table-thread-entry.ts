@@ -1,6 +1,7 @@
 /** What the table thread runs: see table-thread.ts. */
 import { parentPort } from 'node:worker_threads'
 import { CodedError } from '../errors.ts'
+import { workOnList } from '../prefetch/list-work.ts'
 import type { Reply, Task } from './table-thread.ts'
 import { makeImage, type TableAnswer, type TableRequest, takeIndexApart } from './table-work.ts'
 
@@ -20,5 +21,12 @@ function replyTo(id: number, request: TableRequest): Reply {
 }
 
 function answerTo(request: TableRequest): TableAnswer {
-  return request.kind === 'index' ? takeIndexApart(request) : makeImage(request)
+  switch (request.kind) {
+    case 'index':
+      return takeIndexApart(request)
+    case 'image':
+      return makeImage(request)
+    default:
+      return workOnList(request)
+  }
 }

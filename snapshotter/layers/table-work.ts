@@ -3,6 +3,7 @@ import type { ByteRange } from '../byte-range.ts'
 import { inheritImplied, mergeTrees } from '../erofs/merge-trees.ts'
 import { filesToInline, writeErofsImage } from '../erofs/write-image.ts'
 import { LayerError } from '../errors.ts'
+import type { ListAnswer, ListRequest } from '../prefetch/list-work.ts'
 import { buildTree } from '../toc/build-tree.ts'
 import { decodeLayerIndex, decodeToc, encodeToc } from '../toc/layer-index.ts'
 import type { DirNode, FileNode } from '../toc/layer-tree.ts'
@@ -49,8 +50,8 @@ export type ImageAnswer =
 /** Bytes of the layer file behind one device of an image. */
 export type DeviceRange = ByteRange & { readonly device: number }
 
-export type TableRequest = IndexRequest | ImageRequest
-export type TableAnswer = IndexAnswer | ImageAnswer
+export type TableRequest = IndexRequest | ImageRequest | ListRequest
+export type TableAnswer = IndexAnswer | ImageAnswer | ListAnswer
 
 /** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex`. */
 export function takeIndexApart({ stored, framesEnd, blobSize }: IndexRequest): IndexAnswer {

@@ -75,7 +75,8 @@ export class ImageDirectory {
   }
 }
 
-async function writeDirectory(
+/** Writes one directory, with all its names in one block: an image's has some hundreds at most. */
+export async function writeDirectory(
   files: ReadonlyMap<string, ImportedNode>,
   sink: BlockSink,
   signal: AbortSignal,
