@@ -16,6 +16,7 @@ import { TableThread } from './layers/table-thread.ts'
 import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
 import type { Log } from './log.ts'
 import { parseImageReference } from './oci/reference.ts'
+import { ImageRecording } from './prefetch/image-recording.ts'
 import { Prefetcher } from './prefetch/prefetcher.ts'
 import { StartRecorder } from './prefetch/start-recorder.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
@@ -25,6 +26,7 @@ export type { KernelReport } from './erofs/probe-kernel.ts'
 export type { ImageRecord, LayerRecord } from './layers/catalog.ts'
 export type { LazyMount } from './layers/layer-mounts.ts'
 export type { WaitedRead } from './layers/waited-reads.ts'
+export type { ImageRecording, RecordedList } from './prefetch/image-recording.ts'
 
 export type SnapshotterConfig = {
   /** Everything that survives a reboot. */
@@ -208,7 +210,20 @@ export class Snapshotter implements AsyncDisposable {
     const images = new Images({ catalog, blocks })
     return new Snapshotter(
       { snapshots, kernel },
-      { catalog, store, queue, builder, mounts, layers, images, prefetcher, waited, fuse, blocks },
+      {
+        catalog,
+        store,
+        queue,
+        builder,
+        mounts,
+        layers,
+        images,
+        prefetcher,
+        recorder,
+        waited,
+        fuse,
+        blocks,
+      },
       opened.move(),
     )
   }
@@ -261,6 +276,26 @@ export class Snapshotter implements AsyncDisposable {
     const records = pulled.flatMap((each) => (each.status === 'fulfilled' ? [each.value] : []))
     prefetcher.replay(records, { isPull: true })
     return image
+  }
+
+  /**
+   * Begins to record what is read of an image, which must have been pulled. Dispose of it to stop. Rejects with ImageError
+   * NOT_FOUND, or FAILED_PRECONDITION where nothing is mounted lazily.
+   */
+  async record(reference: string): Promise<ImageRecording> {
+    const { recorder, mounts, prefetcher, layers } = this.#parts
+    if (recorder === undefined) {
+      throw new ImageError(
+        'FAILED_PRECONDITION',
+        `reads are not seen on this node: ${this.kernel.reason}; record on a node that mounts lazily`,
+      )
+    }
+    const [image] = this.#imagesNamed(reference)
+    if (image === undefined) {
+      throw new ImageError('NOT_FOUND', `${reference} is not on this node: pull it first`)
+    }
+    const records = await Promise.all(image.layers.map((layer) => layers.ready(layer)))
+    return ImageRecording.start(image, records, { recorder, mounts, prefetcher })
   }
 
   images(): ImageRecord[] {
@@ -411,6 +446,7 @@ type Parts = {
   readonly layers: Layers
   readonly images: Images
   readonly prefetcher: Prefetcher
+  readonly recorder: StartRecorder | undefined
   readonly waited: WaitedReads
   readonly fuse: FuseServer | undefined
   readonly blocks: BlockSource

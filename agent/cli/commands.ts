@@ -3,6 +3,7 @@ import { cacheGc } from './commands/cache-gc.ts'
 import { cacheLs } from './commands/cache-ls.ts'
 import { cacheRm } from './commands/cache-rm.ts'
 import { inspect } from './commands/inspect.ts'
+import { optimize } from './commands/optimize.ts'
 import { pull } from './commands/pull.ts'
 import { push } from './commands/push.ts'
 import { repositoryGc } from './commands/repository-gc.ts'
@@ -17,6 +18,7 @@ export const COMMANDS: readonly Command[] = [
   push,
   serve,
   inspect,
+  optimize,
   repositoryLs,
   repositoryRm,
   repositoryGc,

@@ -108,7 +108,7 @@ export class StartRecorder implements Disposable {
 
   /** Begins to record; reads that arrive from now on count. */
   record(options: RecordingOptions): Recording {
-    this.tick()
+    this.#collect()
     const recording = new Recording(options, this.#parts.now(), (ended) => this.#ended(ended))
     if (this.#recordings.size === 0) {
       this.#parts.trace.drain()
@@ -121,24 +121,30 @@ export class StartRecorder implements Disposable {
 
   /** Takes what was read since the last call, and ends what is over. */
   tick(): void {
+    this.#collect()
+    const [nowMs, isWaiting] = [this.#parts.now(), this.#parts.waiting() > 0]
+    for (const recording of this.#recordings) {
+      if (recording.isOver(nowMs, isWaiting)) recording.end()
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const recording of this.#recordings) recording.end()
+  }
+
+  #collect(): void {
     if (this.#recordings.size === 0) return
-    const { trace, layerOf, waiting, now } = this.#parts
+    const { trace, layerOf, now } = this.#parts
     const nowMs = now()
     for (const { inode, offset, length } of trace.drain()) {
       const read = { layer: layerOf(inode), start: offset, end: offset + length }
       for (const recording of this.#recordings) recording.add(read, nowMs)
     }
-    const isWaiting = waiting() > 0
-    for (const recording of this.#recordings)
-      if (recording.isOver(nowMs, isWaiting)) recording.end()
-  }
-
-  [Symbol.dispose](): void {
-    this.tick()
-    for (const recording of this.#recordings) recording.end()
   }
 
   #ended(recording: Recording): void {
+    // What threads noted until now is its own still.
+    this.#collect()
     if (!this.#recordings.delete(recording) || this.#recordings.size > 0) return
     this.#parts.trace.stop()
     clearInterval(this.#timer)

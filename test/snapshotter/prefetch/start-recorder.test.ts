@@ -115,4 +115,5 @@ test('a recording without bounds goes on until it is ended', async () => {
   read(1, 512)
   start.end()
   expect(await hasEnded(start)).toBe(true)
+  expect(start.uses.bytes, 'with what was read until then').toBe(1024)
 })

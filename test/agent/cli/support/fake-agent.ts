@@ -55,4 +55,6 @@ const UNIMPLEMENTED: AgentMethods = {
   CollectGarbage: refuseLater,
   RemoveLayer: refuseLater,
   WaitedFor: refuseLater,
+  Record: refuse,
+  FinishRecording: refuseLater,
 }
