@@ -87,6 +87,7 @@ export class Prefetcher implements AsyncDisposable {
    * is the image's directory asked for a list: a start needs no peer.
    */
   replay(layers: readonly LayerRecord[], { isPull }: { isPull: boolean }): void {
+    if (this.#closing.signal.aborted) return
     const name = layers.map(({ id }) => id).join(' ')
     const last = this.#replayedAt.get(name)
     if (last !== undefined && performance.now() - last < REPLAYED_MS) return
@@ -102,7 +103,7 @@ export class Prefetcher implements AsyncDisposable {
    */
   learn(layers: readonly LayerRecord[], cold: ReadonlySet<number>): void {
     const { recorder } = this.#parts
-    if (recorder === undefined || cold.size === 0) return
+    if (recorder === undefined || cold.size === 0 || this.#closing.signal.aborted) return
     const recording = recorder.record({
       layers: new Set(layers.map(({ id }) => id)),
       isBounded: true,
@@ -160,6 +161,8 @@ export class Prefetcher implements AsyncDisposable {
       signal: this.#closing.signal,
       onUnit: (layer, unit) => this.#units.add(layer, unit),
     })
+    // All of it was here: a start like most.
+    if (units + failed === 0) return
     const image = layers.at(-1)?.blobDigest
     const ms = Math.round(performance.now() - startedAt)
     log.info(

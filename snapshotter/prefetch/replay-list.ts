@@ -3,16 +3,16 @@ import { unitAt, unitRange } from '../blobs/shared-units.ts'
 import type { LayerRange } from './first-uses.ts'
 
 /**
- * Units asked for at once. 8: 250 MB/s at 20 ms a round trip are 5 MB, 8 units of 640 KiB; the queue has 12 places for
- * prefetching, so that two images that start at once are not one after the other.
+ * Units asked for at once. 12: as many places as the queue has for prefetching. Two images that start at once take turns in it,
+ * unit by unit.
  */
-const UNITS_AT_ONCE = 8
+const UNITS_AT_ONCE = 12
 
 /** Bytes of layer files that one replay fetches. 1 GiB: 4 s at 250 MB/s; a start that reads more is better pulled whole. */
 export const REPLAY_BYTES_MAX: number = 1024 ** 3
 
-/** Units in a row that cannot be had, after which the rest is left. 16: two rounds, so one unit that is lost ends nothing. */
-const FAILURES_MAX = 16
+/** Units in a row that cannot be had, after which the rest is left. 24: two rounds, so one unit that is lost ends nothing. */
+const FAILURES_MAX = 24
 
 /** What a replay did. */
 export type Replayed = {

@@ -8,6 +8,7 @@ import { BenchPublisher } from './bench-node.ts'
 import { coldStart } from './cold-start.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
 import { imageRead, reads } from './mechanism.ts'
+import { prefetchStart } from './prefetch-start.ts'
 import { snapshotCalls } from './snapshot-calls.ts'
 import { fetchWhole, inflate, push } from './throughput.ts'
 
@@ -23,6 +24,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   imageRead,
   snapshotCalls,
   coldStart,
+  prefetchStart,
   push,
   inflate,
   fetchWhole,

@@ -6,6 +6,7 @@ import { expect, onTestFinished, test, vi } from 'vitest'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import type { ListedRange, PrefetchList } from '../../../snapshotter/prefetch/prefetch-list.ts'
 import { addPublishedLists } from '../../../snapshotter/prefetch/published-list.ts'
+import { failureOf } from '../../support/failure-of.ts'
 import { makeTar, type TarPart } from '../../support/make-tar.ts'
 import { MemoryBlocks } from '../../support/memory-blocks.ts'
 import { randomContent } from '../../support/random-tree-tar.ts'
@@ -155,6 +156,52 @@ test('bytes that were here already are learned as well, as long as the page cach
   const learned = node.log.sentences.filter((sentence) => sentence.startsWith('learned'))
   expect(learned).toHaveLength(2)
   expect(learned[0]).toMatch(/600,?\d+ bytes/)
+})
+
+test('a start that fails early does not make the list of the one before it worse', async () => {
+  const blocks = new MemoryBlocks()
+  const image = await publishImage(blocks, [await indexedLayer(BASE), await indexedLayer(APP)])
+  const node = await openNode(blocks)
+  for (const read of [['libc', 'main', 'shell'], ['libc']]) {
+    await node.pull(image)
+    await start(node, image, read)
+    await restartWithout(node, image, blocks)
+  }
+  await node.pull(image)
+  await vi.waitFor(
+    () => expect(node.snapshotter.prefetched().fetchedBytes).toBeGreaterThanOrEqual(900_000),
+    20_000,
+  )
+})
+
+test('a recording sees reads of layers that are complete, mounted, and in the page cache', async () => {
+  const blocks = new MemoryBlocks()
+  const image = await publishImage(blocks, [await indexedLayer(BASE), await indexedLayer(APP)])
+  const node = await openNode(blocks)
+  await node.pull(image)
+  const reference = image.root.toString()
+  await node.snapshotter.pull(reference, { all: true, signal, onProgress: () => {} })
+  await start(node, image, ['libc', 'main'])
+  expect(node.snapshotter.reads().servedBytes).toBe(0)
+  const pathsOf = async (names: readonly string[]): Promise<string[]> => {
+    using recording = await node.snapshotter.record(reference)
+    await start(node, image, names)
+    const { list, files, bytes, imageBytes } = await recording.finish()
+    expect({ files, bytes }).toEqual({ files: names.length, bytes: names.length * 300_000 })
+    expect(imageBytes).toBe(BASE.length + APP.length)
+    return list.ranges.map(({ path }) => path)
+  }
+  expect(new Set(await pathsOf(['main', 'libc']))).toEqual(new Set(['main', 'libc']))
+  expect((await pathsOf(['shell', 'main', 'libc'])).at(0)).toBe('shell')
+})
+
+test('only an image that is here can be recorded', async () => {
+  const blocks = new MemoryBlocks()
+  const image = await publishImage(blocks, [await indexedLayer(BASE)])
+  const node = await openNode(blocks)
+  const failure = await failureOf(() => node.snapshotter.record(image.root.toString()))
+  expect(failure).toMatchObject({ name: 'ImageError', code: 'NOT_FOUND' })
+  expect(failure.message).toContain('pull it first')
 })
 
 test('a list that was published with the image is replayed on a node that has never run it', async () => {
