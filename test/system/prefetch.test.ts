@@ -11,7 +11,7 @@ import {
   type PrefetchList,
   prefetchListsOf,
 } from '../../snapshotter/optimize.ts'
-import { type Ended, runIpdr } from '../agent/cli/support/run-ipdr.ts'
+import { type Ended, ended as endOf, runIpdr, startIpdr } from '../agent/cli/support/run-ipdr.ts'
 import { busyboxPath, debianPath } from '../support/debian-programs.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode } from '../support/lazy-node.ts'
@@ -165,6 +165,23 @@ test('a command that fails or is never ready makes no list, and says why', async
   expect(silent.stderr).toContain("did not say 'hello' within 2 s")
 }, 120_000)
 
+test('Ctrl-C stops the container, and leaves neither it nor the image nor a list', async () => {
+  const before = await repositoryRoots()
+  const said = Promise.withResolvers<void>()
+  const child = startOptimize(root, ['--', 'sh', '-c', 'echo now running; exec sleep 1000'])
+  child.stderr.on('data', (text: Buffer) => {
+    if (text.includes('now running')) said.resolve()
+  })
+  const over = endOf(child)
+  await said.promise
+  child.kill('SIGINT')
+  expect(await over).toMatchObject({ exitCode: 130, stdout: '' })
+  const tasks = await node.containerd.ctr(['-n', 'k8s.io', 'tasks', 'ls', '-q'])
+  expect(tasks).not.toContain('ipdr-optimize')
+  expect(await node.cri.imageStatus(`ipdr.internal/${root}`)).toBeUndefined()
+  expect(await repositoryRoots()).toEqual(before)
+}, 120_000)
+
 test('an image that the repository lacks is fetched into it, so that the new root can be served', async () => {
   const other = join(node.scratch.dir, 'other-repository')
   const words = ['--repository', other, '--gateway', node.publisher.gatewayUrl, '--', ...COMMAND]
@@ -203,8 +220,18 @@ function repositoryWords(): string[] {
   return ['--repository', repositoryDir()]
 }
 
-/** `ipdr optimize` on the publisher's node, with its containers where the test's end finds them. */
+async function repositoryRoots(): Promise<string[]> {
+  await using repository = await BlockRepository.open(repositoryDir())
+  return (await repository.roots()).map(({ cid }) => cid.toString())
+}
+
+/** Runs `ipdr optimize` to its end. */
 function optimize(image: string, words: readonly string[]): Promise<Ended> {
+  return endOf(startOptimize(image, words))
+}
+
+/** Starts `ipdr optimize` on the publisher's node, with its containers where the test's end finds them. */
+function startOptimize(image: string, words: readonly string[]): ReturnType<typeof startIpdr> {
   const { agent, containerd, scratch } = node
   const places = ['--agent', agent.adminSocket, '--address', containerd.socketPath]
   const flags = [
@@ -215,7 +242,7 @@ function optimize(image: string, words: readonly string[]): Promise<Ended> {
   ].map((flag) => `--run-flag=${flag}`)
   const repository = words.includes('--repository') ? [] : repositoryWords()
   const PATH = `${dirname(process.execPath)}:${debianPath}`
-  return runIpdr(
+  return startIpdr(
     ['optimize', image, ...places, ...flags, ...repository, '--output', 'json', ...words],
     { env: { PATH } },
   )
