@@ -1,3 +1,5 @@
+import { randomUUID } from 'node:crypto'
+import { setTimeout } from 'node:timers/promises'
 import type { Methods, Service } from '../proto/contract.ts'
 import { implement } from '../proto/contract.ts'
 import { agentContract } from '../proto/load.ts'
@@ -7,12 +9,22 @@ import type { Layer as WireLayer } from '../proto/types/ipdr/v1/Layer.ts'
 import type { LayerMount as WireMount } from '../proto/types/ipdr/v1/LayerMount.ts'
 import type { PullProgress } from '../proto/types/ipdr/v1/PullProgress.ts'
 import type { WaitedRead as WireWaitedRead } from '../proto/types/ipdr/v1/WaitedRead.ts'
-import type { LayerStatus, LazyMount, Snapshotter, WaitedRead } from '../snapshotter/snapshotter.ts'
+import { CodedError } from '../snapshotter/errors.ts'
+import { encodePrefetchList } from '../snapshotter/optimize.ts'
+import type {
+  ImageRecording,
+  LayerStatus,
+  LazyMount,
+  Snapshotter,
+  WaitedRead,
+} from '../snapshotter/snapshotter.ts'
 import type { Metrics } from './metrics.ts'
 import { version } from './version.ts'
 
 /** Bytes of a layer's index in one message. 1 MiB: gRPC takes messages of 4 MiB unless told otherwise. */
 const INDEX_PART_BYTES = 1024 ** 2
+/** Time between two answers on how far a recording is, in ms: twice a second is smooth enough for a number that grows. */
+const RECORDING_INTERVAL_MS = 500
 
 /** What the node is to its peers. */
 export type NodeIdentity = { readonly peerId: string; readonly addresses: readonly string[] }
@@ -29,6 +41,7 @@ export function adminService(
   { snapshotter, metrics, identity }: Collaborators,
 ): Service {
   const startedAt = timestamp(Date.now())
+  const recordings = new Map<string, RunningRecording>()
   const methods: Methods<AgentHandlers> = {
     async Status() {
       const { peerId, addresses } = identity()
@@ -120,9 +133,51 @@ export function adminService(
       const digests = new Map(snapshotter.layers().map(({ id, blobDigest }) => [id, blobDigest]))
       return { reads: reads.map((read) => wireWaitedRead(read, digests.get(read.layer) ?? '')) }
     },
+
+    async *Record({ reference }, { signal }) {
+      using recording = await snapshotter.record(reference)
+      const id = randomUUID()
+      const finished = new AbortController()
+      recordings.set(id, { recording, finished })
+      const over = AbortSignal.any([signal, finished.signal])
+      try {
+        for (let isOver = false; !isOver; isOver = over.aborted) {
+          const { warnings } = recording
+          yield { recordingId: id, warnings: [...warnings], ...recording.progress() }
+          await setTimeout(RECORDING_INTERVAL_MS, undefined, { signal: over }).catch(
+            () => undefined,
+          )
+        }
+      } finally {
+        recordings.delete(id)
+      }
+    },
+
+    async FinishRecording({ recordingId }) {
+      const running = recordings.get(recordingId)
+      if (running === undefined) {
+        throw new CodedError(
+          'NOT_FOUND',
+          `there is no recording ${recordingId}: whoever began it has left`,
+        )
+      }
+      const { recording, finished } = running
+      finished.abort()
+      const { rootCid, manifestDigest } = recording.image
+      const { list, ...totals } = await recording.finish()
+      return {
+        list: Buffer.from(encodePrefetchList(list)),
+        rootCid,
+        manifestDigest,
+        ranges: list.ranges.length,
+        ...totals,
+      }
+    },
   }
   return implement(agentContract(), methods)
 }
+
+type RunningRecording = { readonly recording: ImageRecording; readonly finished: AbortController }
 
 /** Steps that somebody reports while somebody else waits for them; only the last one of each layer counts when it is slow. */
 class Steps<T extends { layerDigest?: string }> implements AsyncIterable<T> {

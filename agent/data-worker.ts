@@ -67,6 +67,7 @@ export async function runDataWorker(
     metrics.observe({
       fuseRequests: () => snapshotter.reads().requests,
       servedBytes: () => snapshotter.reads().servedBytes,
+      prefetched: () => snapshotter.prefetched(),
       queueDepths: () => snapshotter.queueDepths(),
       lazyMounts: () => snapshotter.mounts().length,
       storeBytes: () => snapshotter.storeBytes(),

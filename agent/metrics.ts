@@ -18,6 +18,8 @@ export type Gauges = {
   fuseRequests(): Iterable<readonly [opcode: string, count: number]>
   /** Bytes that page faults were answered with from this node's store, since this worker started. */
   servedBytes(): number
+  /** Bytes of layers fetched before they were read, and of those the ones read since, since this worker started. */
+  prefetched(): { readonly fetchedBytes: number; readonly usedBytes: number }
   queueDepths(): Readonly<Record<Priority, number>>
   lazyMounts(): number
   storeBytes(): Promise<number>
@@ -169,6 +171,18 @@ export class Metrics {
       'Bytes of lazy files answered from this node without waiting.',
       [],
       (set) => set.set(gauges.servedBytes()),
+    )
+    gauge(
+      'ipdr_prefetched_bytes_total',
+      'Bytes of lazy layers, unpacked, that a prefetch list brought before they were read.',
+      [],
+      (set) => set.set(gauges.prefetched().fetchedBytes),
+    )
+    gauge(
+      'ipdr_prefetched_used_bytes_total',
+      'Of the prefetched bytes, those of units that were read since: what the lists are worth.',
+      [],
+      (set) => set.set(gauges.prefetched().usedBytes),
     )
     gauge(
       'ipdr_fetch_queue_depth',

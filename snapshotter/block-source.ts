@@ -6,6 +6,8 @@ export type Priority = 'foreground' | 'prefetch' | 'background'
 export type BlockRequest = {
   readonly priority: Priority
   readonly signal: AbortSignal
+  /** Aborts when somebody in the foreground has come to wait for the same: it is foreground from then on. */
+  readonly escalated?: AbortSignal
 }
 
 /** Where IPFS blocks come from. The agent implements it with gateways and Helia; tests with a Map. */

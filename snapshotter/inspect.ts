@@ -1,3 +1,4 @@
+import type { CID } from 'multiformats/cid'
 import { z } from 'zod'
 import type { BlockRequest, BlockSource } from './block-source.ts'
 import type { ByteRange } from './byte-range.ts'
@@ -11,6 +12,8 @@ import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest
 import { parseJson } from './oci/parse-json.ts'
 import { formatPlatform, type Platform } from './oci/platform.ts'
 import type { ImageReference } from './oci/reference.ts'
+import { listTotals } from './prefetch/prefetch-list.ts'
+import { readPublishedList } from './prefetch/published-list.ts'
 import { fetchChunkedTables } from './toc/chunked/fetch-chunked-tables.ts'
 import { joinChunkedTables } from './toc/chunked/join-chunked-tables.ts'
 import { estargzLayer } from './toc/estargz/estargz-layer.ts'
@@ -54,6 +57,19 @@ export type LayerInspection = {
   readonly lazy: LazyReading
 }
 
+/** What is there of a prefetch list, which says what a start of the image reads first. */
+export type PrefetchInspection =
+  /** Sizes are of layers, unpacked. */
+  | {
+      readonly kind: 'list'
+      readonly ranges: number
+      readonly files: number
+      readonly bytes: number
+    }
+  | { readonly kind: 'none' }
+  /** Nodes go without it; `because` is a sentence. */
+  | { readonly kind: 'refused'; readonly because: string }
+
 /** What an image runs, of its config (OCI image-spec, config.md). */
 export type ConfigSummary = {
   readonly created: string | undefined
@@ -76,6 +92,7 @@ export type ManifestInspection = {
       readonly mediaType: string
       readonly config: ConfigSummary
       readonly layers: readonly LayerInspection[]
+      readonly prefetch: PrefetchInspection
       /** Manifest, config and layers. */
       readonly totalBytes: number
     }
@@ -110,22 +127,24 @@ export async function inspectImage(
   const found = parseManifest(bytes, `manifest ${selector} of ${root.toString()}`)
   const manifests: ManifestInspection[] = []
   if (found.kind === 'manifest') {
-    manifests.push(await inspectManifest(image, found, { digest, size: bytes.length }, request))
+    const size = bytes.length
+    manifests.push(await inspectManifest(image, found, { digest, size }, { blocks, request }))
   } else {
     for (const { digest, platform } of found.manifests) {
-      manifests.push(await inspectEntry(image, digest, platform, request))
+      manifests.push(await inspectEntry(image, { digest, platform }, { blocks, request }))
     }
   }
   const tags = await image.tags(request)
   return { root: root.toString(), selector, tags, digest, mediaType, manifests }
 }
 
+type Reading = { readonly blocks: BlockSource; readonly request: BlockRequest }
+
 /** An entry of an index; one whose manifest was not published is no failure of the others. */
 async function inspectEntry(
   image: IpdrImage,
-  digest: Digest,
-  platform: Platform | undefined,
-  request: BlockRequest,
+  { digest, platform }: { readonly digest: Digest; readonly platform: Platform | undefined },
+  { blocks, request }: Reading,
 ): Promise<ManifestInspection> {
   const named = { digest, platform: platform === undefined ? 'unknown' : formatPlatform(platform) }
   try {
@@ -134,7 +153,8 @@ async function inspectEntry(
     if (manifest.kind === 'index') {
       return { ...named, kind: 'none', because: 'it is an index inside an index' }
     }
-    return await inspectManifest(image, manifest, { digest, size: bytes.length }, request)
+    const size = bytes.length
+    return await inspectManifest(image, manifest, { digest, size }, { blocks, request })
   } catch (error) {
     if (!(error instanceof ImageError)) throw error
     if (error.code !== 'NOT_FOUND' && error.code !== 'FAILED_PRECONDITION') throw error
@@ -146,7 +166,7 @@ async function inspectManifest(
   image: IpdrImage,
   manifest: ImageManifest,
   { digest, size }: { readonly digest: Digest; readonly size: number },
-  request: BlockRequest,
+  { blocks, request }: Reading,
 ): Promise<ManifestInspection> {
   checkRunnable(manifest, `manifest ${digest}`)
   const { platform, diffIds, config } = await readConfig(image, manifest, request)
@@ -179,7 +199,23 @@ async function inspectManifest(
     mediaType: manifest.mediaType,
     config,
     layers,
+    prefetch: await inspectPrefetch(image.root, digest, { blocks, request }),
     totalBytes: size + manifest.config.size + layerBytes,
+  }
+}
+
+async function inspectPrefetch(
+  root: CID,
+  manifest: Digest,
+  { blocks, request }: Reading,
+): Promise<PrefetchInspection> {
+  try {
+    const list = await readPublishedList(root, manifest, blocks, request)
+    if (list === undefined) return { kind: 'none' }
+    return { kind: 'list', ranges: list.ranges.length, ...listTotals(list) }
+  } catch (error) {
+    if (!(error instanceof LayerError)) throw error
+    return { kind: 'refused', because: error.message }
   }
 }
 

@@ -11,12 +11,15 @@ import { Images } from './layers/images.ts'
 import { LayerBuilder } from './layers/layer-builder.ts'
 import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
-import { type LayerServer, Layers } from './layers/layers.ts'
+import { type LayerServer, Layers, type StartListener } from './layers/layers.ts'
 import { SharedLeaves } from './layers/shared-leaves.ts'
 import { TableThread } from './layers/table-thread.ts'
 import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
 import type { Log } from './log.ts'
 import { parseImageReference } from './oci/reference.ts'
+import { ImageRecording } from './prefetch/image-recording.ts'
+import { Prefetcher } from './prefetch/prefetcher.ts'
+import { StartRecorder } from './prefetch/start-recorder.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
 
@@ -24,6 +27,7 @@ export type { KernelReport } from './erofs/probe-kernel.ts'
 export type { ImageRecord, LayerRecord } from './layers/catalog.ts'
 export type { LazyMount } from './layers/layer-mounts.ts'
 export type { WaitedRead } from './layers/waited-reads.ts'
+export type { ImageRecording, RecordedList } from './prefetch/image-recording.ts'
 
 export type SnapshotterConfig = {
   /** Everything that survives a reboot. */
@@ -125,6 +129,8 @@ export class Snapshotter implements AsyncDisposable {
     const queue = new FetchQueue<Uint8Array>({
       ...DEFAULT_FETCH_LIMITS,
       total: config.fetchConcurrency,
+      prefetch: shareOf(config.fetchConcurrency, 3, DEFAULT_FETCH_LIMITS.prefetch),
+      background: shareOf(config.fetchConcurrency, 1, DEFAULT_FETCH_LIMITS.background),
       deadlineMs: { ...DEFAULT_FETCH_LIMITS.deadlineMs, foreground: config.foregroundDeadlineMs },
     })
     const waited = new WaitedReads((layer) => builder.toc(layer))
@@ -175,6 +181,20 @@ export class Snapshotter implements AsyncDisposable {
       isLazy && config.fuse !== undefined
         ? new FuseServer({ deviceFd: config.fuse.fd }, { source: store, log, describe })
         : undefined
+    const recorder =
+      fuse &&
+      new StartRecorder({
+        trace: fuse.trace,
+        layerOf: layerOfInode,
+        waiting: () => fuse.counters().waiting,
+        now: () => performance.now(),
+      })
+    const prefetcher = opened.use(
+      await Prefetcher.open(
+        { dir: places.prefetchDir, storeBytesMax: config.storeBytesMax },
+        { catalog, store, blocks, tables, places, recorder, log },
+      ),
+    )
     const layers = opened.use(
       new Layers({
         catalog,
@@ -184,6 +204,7 @@ export class Snapshotter implements AsyncDisposable {
         shared,
         server: fuse && layerServer(fuse),
         log,
+        starts: startListener(prefetcher),
         onVerificationFailure: (what) => metrics.verificationFailed(what),
       }),
     )
@@ -200,7 +221,20 @@ export class Snapshotter implements AsyncDisposable {
     const images = new Images({ catalog, blocks, log })
     return new Snapshotter(
       { snapshots, kernel },
-      { catalog, store, queue, builder, mounts, layers, images, waited, fuse, blocks },
+      {
+        catalog,
+        store,
+        queue,
+        builder,
+        mounts,
+        layers,
+        images,
+        prefetcher,
+        recorder,
+        waited,
+        fuse,
+        blocks,
+      },
       opened.move(),
     )
   }
@@ -230,7 +264,7 @@ export class Snapshotter implements AsyncDisposable {
    * layer. Rejects with ImageError, BlockError or LayerError: the first that went wrong, after all have ended.
    */
   async pull(reference: string, { all, signal, onProgress }: PullOptions): Promise<ImageRecord> {
-    const { images, layers, store } = this.#parts
+    const { images, layers, store, prefetcher } = this.#parts
     const { root, selector } = parseImageReference(reference)
     const image = await images.resolve(root, selector, { priority: 'foreground', signal })
     await layers.checkRivals(image, signal)
@@ -245,10 +279,13 @@ export class Snapshotter implements AsyncDisposable {
           })
         progress()
         if (all) await layers.fetchWhole(record, signal, progress)
+        return record
       }),
     )
     const failed = pulled.find((each) => each.status === 'rejected')
     if (failed !== undefined) throw failed.reason
+    const records = pulled.flatMap((each) => (each.status === 'fulfilled' ? [each.value] : []))
+    prefetcher.replay(records, { isPull: true })
     return image
   }
 
@@ -269,6 +306,26 @@ export class Snapshotter implements AsyncDisposable {
           ? 'not all of it was checked on this node'
           : `it is ${record.format}`
     throw new LayerError('NOT_FOUND', `there is no index of the layer at ${blobCid}: ${why}`)
+  }
+
+  /**
+   * Begins to record what is read of an image, which must have been pulled. Dispose of it to stop. Rejects with ImageError
+   * NOT_FOUND, or FAILED_PRECONDITION where nothing is mounted lazily.
+   */
+  async record(reference: string): Promise<ImageRecording> {
+    const { recorder, mounts, prefetcher, layers } = this.#parts
+    if (recorder === undefined) {
+      throw new ImageError(
+        'FAILED_PRECONDITION',
+        `reads are not seen on this node: ${this.kernel.reason}; record on a node that mounts lazily`,
+      )
+    }
+    const [image] = this.#imagesNamed(reference)
+    if (image === undefined) {
+      throw new ImageError('NOT_FOUND', `${reference} is not on this node: pull it first`)
+    }
+    const records = await Promise.all(image.layers.map((layer) => layers.ready(layer)))
+    return ImageRecording.start(image, records, { recorder, mounts, prefetcher })
   }
 
   images(): ImageRecord[] {
@@ -315,6 +372,11 @@ export class Snapshotter implements AsyncDisposable {
 
   queueDepths(): Readonly<Record<Priority, number>> {
     return this.#parts.queue.depth
+  }
+
+  /** Bytes of layer files that were fetched before they were read, since this process started, and of those the ones read since. */
+  prefetched(): { readonly fetchedBytes: number; readonly usedBytes: number } {
+    return this.#parts.prefetcher.counters()
   }
 
   /** Bytes that layers take on disk. */
@@ -413,6 +475,8 @@ type Parts = {
   readonly mounts: LayerMounts
   readonly layers: Layers
   readonly images: Images
+  readonly prefetcher: Prefetcher
+  readonly recorder: StartRecorder | undefined
   readonly waited: WaitedReads
   readonly fuse: FuseServer | undefined
   readonly blocks: BlockSource
@@ -430,6 +494,22 @@ function layerServer(fuse: FuseServer): LayerServer {
       fuse.add({ inode, name, size: file.map.layerSize, units: file.units }),
     remove: (inode) => fuse.remove(inode),
   }
+}
+
+/** What an image that starts sets going: it is prefetched, and learned from. */
+function startListener(prefetcher: Prefetcher): StartListener {
+  return {
+    pulled: (layers) => prefetcher.replay(layers, { isPull: true }),
+    mounted: (layers, cold) => {
+      prefetcher.learn(layers, cold)
+      prefetcher.replay(layers, { isPull: false })
+    },
+  }
+}
+
+/** So many quarters of all fetches, within a limit: the rest is kept free for page faults. */
+function shareOf(total: number, quarters: number, limit: number): number {
+  return Math.max(1, Math.min(limit, Math.floor((total * quarters) / 4)))
 }
 
 function codeOf(error: unknown): string {

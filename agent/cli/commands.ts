@@ -4,6 +4,7 @@ import { cacheLs } from './commands/cache-ls.ts'
 import { cacheRm } from './commands/cache-rm.ts'
 import { indexLayers } from './commands/index-layers.ts'
 import { inspect } from './commands/inspect.ts'
+import { optimize } from './commands/optimize.ts'
 import { pull } from './commands/pull.ts'
 import { push } from './commands/push.ts'
 import { repositoryGc } from './commands/repository-gc.ts'
@@ -19,6 +20,7 @@ export const COMMANDS: readonly Command[] = [
   serve,
   inspect,
   indexLayers,
+  optimize,
   repositoryLs,
   repositoryRm,
   repositoryGc,

@@ -9,26 +9,6 @@ import { errorLog } from './error-log.ts'
 import { asUsageFailure } from './failure.ts'
 import { isRepository, openExistingRepository, repositoryDirectory } from './repository-option.ts'
 
-/** Options of the commands that look at an image wherever it is, beside `--repository`. */
-export const INSPECTION_OPTIONS = {
-  gateway: {
-    type: 'string',
-    array: true,
-    requiresArg: true,
-    default: [],
-    describe: 'Trustless HTTP gateway to ask; may be repeated',
-    valueName: 'URL',
-  },
-  peer: {
-    type: 'string',
-    array: true,
-    requiresArg: true,
-    default: [],
-    describe: 'Peer to ask by bitswap, with /p2p/ and its ID; may be repeated',
-    valueName: 'MULTIADDR',
-  },
-} as const
-
 /** Where those commands may look. */
 export type InspectionPlaces = {
   readonly repository: string | undefined

@@ -6,7 +6,7 @@ import { GLOBAL_OPTIONS } from './global-options.ts'
 /** What belongs to no single command, in paragraphs. */
 const DESCRIPTION = [
   'ipdr publishes container images on IPFS, and looks after the agent that runs them on a node of a cluster. An image is named by the CID of its root, ipdr.internal/<cid>, which containerd pulls through the agent; its bytes are fetched and verified when a process first reads them.',
-  'push, serve, inspect and repository need no agent and no root: they work on a directory of blocks. pull, status, waited and cache ask the agent of the node that they run on.',
+  'push, serve, inspect and repository need no agent and no root: they work on a directory of blocks. optimize, pull, status, waited and cache ask the agent of the node that they run on.',
   'Answers go to standard output: as text, or with --output json as one JSON document with sizes in bytes and times in milliseconds. Progress and failures go to standard error; a failure is one sentence and, where there is one, the next step.',
 ]
 
@@ -15,7 +15,7 @@ const ENVIRONMENT: readonly (readonly [name: string, meaning: string])[] = [
   ['IPDR_REPOSITORY', 'Directory of published blocks, where --repository does not say it.'],
   [
     'CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE',
-    'Socket and namespace for push containerd:IMAGE, where --address and --namespace do not say them.',
+    'Socket and namespace for push containerd:IMAGE, the socket also for optimize, where --address and --namespace do not say them.',
   ],
   ['XDG_DATA_HOME', 'The repository is its sub-directory ipdr; ~/.local/share unless set.'],
   ['IPDR_DEBUG', 'Set to 1, failures come with a stack trace.'],

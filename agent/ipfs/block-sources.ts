@@ -60,7 +60,7 @@ export class BlockSources implements BlockSource {
     this.#onVerificationFailure = onVerificationFailure
   }
 
-  async get(cid: CID, { priority, signal }: BlockRequest): Promise<Uint8Array> {
+  async get(cid: CID, { priority, signal, escalated }: BlockRequest): Promise<Uint8Array> {
     const inline = inlineBlock(cid)
     if (inline !== undefined) return copyOf(inline)
     if (signal.aborted) throw abortedGet(cid, signal)
@@ -71,8 +71,14 @@ export class BlockSources implements BlockSource {
       return copyOf(cached)
     }
     const joined = this.#shared.get(key)
-    joined?.escalate(priority)
-    return this.#wait(cid, joined ?? this.#start(cid, key, priority), signal)
+    const shared = joined ?? this.#start(cid, key, priority)
+    if (escalated?.aborted === true) shared.escalate('foreground')
+    else joined?.escalate(priority)
+    const escalate = (): void => shared.escalate('foreground')
+    escalated?.addEventListener('abort', escalate, { once: true })
+    return this.#wait(cid, shared, signal).finally(() =>
+      escalated?.removeEventListener('abort', escalate),
+    )
   }
 
   async #wait(cid: CID, shared: Shared, signal: AbortSignal): Promise<Uint8Array> {

@@ -5,6 +5,8 @@ import type { Timestamp as _google_protobuf_Timestamp, Timestamp__Output as _goo
 import type { AgentClient as _ipdr_v1_AgentClient, AgentDefinition as _ipdr_v1_AgentDefinition } from './ipdr/v1/Agent.ts';
 import type { CollectGarbageRequest as _ipdr_v1_CollectGarbageRequest, CollectGarbageRequest__Output as _ipdr_v1_CollectGarbageRequest__Output } from './ipdr/v1/CollectGarbageRequest.ts';
 import type { CollectGarbageResponse as _ipdr_v1_CollectGarbageResponse, CollectGarbageResponse__Output as _ipdr_v1_CollectGarbageResponse__Output } from './ipdr/v1/CollectGarbageResponse.ts';
+import type { FinishRecordingRequest as _ipdr_v1_FinishRecordingRequest, FinishRecordingRequest__Output as _ipdr_v1_FinishRecordingRequest__Output } from './ipdr/v1/FinishRecordingRequest.ts';
+import type { FinishRecordingResponse as _ipdr_v1_FinishRecordingResponse, FinishRecordingResponse__Output as _ipdr_v1_FinishRecordingResponse__Output } from './ipdr/v1/FinishRecordingResponse.ts';
 import type { Image as _ipdr_v1_Image, Image__Output as _ipdr_v1_Image__Output } from './ipdr/v1/Image.ts';
 import type { Layer as _ipdr_v1_Layer, Layer__Output as _ipdr_v1_Layer__Output } from './ipdr/v1/Layer.ts';
 import type { LayerIndexPart as _ipdr_v1_LayerIndexPart, LayerIndexPart__Output as _ipdr_v1_LayerIndexPart__Output } from './ipdr/v1/LayerIndexPart.ts';
@@ -17,6 +19,8 @@ import type { ListLayersResponse as _ipdr_v1_ListLayersResponse, ListLayersRespo
 import type { PullProgress as _ipdr_v1_PullProgress, PullProgress__Output as _ipdr_v1_PullProgress__Output } from './ipdr/v1/PullProgress.ts';
 import type { PullRequest as _ipdr_v1_PullRequest, PullRequest__Output as _ipdr_v1_PullRequest__Output } from './ipdr/v1/PullRequest.ts';
 import type { QueueDepth as _ipdr_v1_QueueDepth, QueueDepth__Output as _ipdr_v1_QueueDepth__Output } from './ipdr/v1/QueueDepth.ts';
+import type { RecordProgress as _ipdr_v1_RecordProgress, RecordProgress__Output as _ipdr_v1_RecordProgress__Output } from './ipdr/v1/RecordProgress.ts';
+import type { RecordRequest as _ipdr_v1_RecordRequest, RecordRequest__Output as _ipdr_v1_RecordRequest__Output } from './ipdr/v1/RecordRequest.ts';
 import type { RemoveLayerRequest as _ipdr_v1_RemoveLayerRequest, RemoveLayerRequest__Output as _ipdr_v1_RemoveLayerRequest__Output } from './ipdr/v1/RemoveLayerRequest.ts';
 import type { RemoveLayerResponse as _ipdr_v1_RemoveLayerResponse, RemoveLayerResponse__Output as _ipdr_v1_RemoveLayerResponse__Output } from './ipdr/v1/RemoveLayerResponse.ts';
 import type { SourceBytes as _ipdr_v1_SourceBytes, SourceBytes__Output as _ipdr_v1_SourceBytes__Output } from './ipdr/v1/SourceBytes.ts';
@@ -41,6 +45,8 @@ export interface ProtoGrpcType {
       Agent: SubtypeConstructor<typeof grpc.Client, _ipdr_v1_AgentClient> & { service: _ipdr_v1_AgentDefinition }
       CollectGarbageRequest: MessageTypeDefinition<_ipdr_v1_CollectGarbageRequest, _ipdr_v1_CollectGarbageRequest__Output>
       CollectGarbageResponse: MessageTypeDefinition<_ipdr_v1_CollectGarbageResponse, _ipdr_v1_CollectGarbageResponse__Output>
+      FinishRecordingRequest: MessageTypeDefinition<_ipdr_v1_FinishRecordingRequest, _ipdr_v1_FinishRecordingRequest__Output>
+      FinishRecordingResponse: MessageTypeDefinition<_ipdr_v1_FinishRecordingResponse, _ipdr_v1_FinishRecordingResponse__Output>
       Image: MessageTypeDefinition<_ipdr_v1_Image, _ipdr_v1_Image__Output>
       Layer: MessageTypeDefinition<_ipdr_v1_Layer, _ipdr_v1_Layer__Output>
       LayerIndexPart: MessageTypeDefinition<_ipdr_v1_LayerIndexPart, _ipdr_v1_LayerIndexPart__Output>
@@ -54,6 +60,8 @@ export interface ProtoGrpcType {
       PullProgress: MessageTypeDefinition<_ipdr_v1_PullProgress, _ipdr_v1_PullProgress__Output>
       PullRequest: MessageTypeDefinition<_ipdr_v1_PullRequest, _ipdr_v1_PullRequest__Output>
       QueueDepth: MessageTypeDefinition<_ipdr_v1_QueueDepth, _ipdr_v1_QueueDepth__Output>
+      RecordProgress: MessageTypeDefinition<_ipdr_v1_RecordProgress, _ipdr_v1_RecordProgress__Output>
+      RecordRequest: MessageTypeDefinition<_ipdr_v1_RecordRequest, _ipdr_v1_RecordRequest__Output>
       RemoveLayerRequest: MessageTypeDefinition<_ipdr_v1_RemoveLayerRequest, _ipdr_v1_RemoveLayerRequest__Output>
       RemoveLayerResponse: MessageTypeDefinition<_ipdr_v1_RemoveLayerResponse, _ipdr_v1_RemoveLayerResponse__Output>
       SourceBytes: MessageTypeDefinition<_ipdr_v1_SourceBytes, _ipdr_v1_SourceBytes__Output>

@@ -1,4 +1,4 @@
-import type { Priority } from '../block-source.ts'
+import type { BlockRequest, Priority } from '../block-source.ts'
 import { BlockError } from '../errors.ts'
 
 export type FetchLimits = {
@@ -30,8 +30,11 @@ export const DEFAULT_FETCH_LIMITS: FetchLimits = {
   deadlineMs: { foreground: 30_000, prefetch: 120_000, background: 600_000 },
 }
 
-/** What a fetch is told when its turn comes. `signal` aborts when nobody waits for it any more. */
-export type FetchRequest = { readonly priority: Priority; readonly signal: AbortSignal }
+/**
+ * What a fetch is told when its turn comes. `signal` aborts when nobody waits for it any more, `escalated` when a page fault
+ * has come to wait for it that began as less.
+ */
+export type FetchRequest = Required<BlockRequest>
 
 const PRIORITIES = ['foreground', 'prefetch', 'background'] as const
 
@@ -47,6 +50,7 @@ type Fetch<Result> = {
   running: boolean
   readonly task: (request: FetchRequest) => Promise<Result>
   readonly abandon: AbortController
+  readonly escalate: AbortController
   readonly waiters: Set<Waiter<Result>>
 }
 
@@ -109,8 +113,9 @@ export class FetchQueue<Result> {
     const fetch = this.#fetches.get(key)
     if (fetch === undefined || rank(fetch.priority) <= rank(priority)) return fetch
     if (this.#waiting[fetch.priority].delete(fetch)) this.#waiting[priority].add(fetch)
-    // A running one is not started anew, but leaves the share of the lower priority.
+    // A running one is not started anew, but leaves the share of the lower priority, and tells who fetches for it.
     fetch.priority = priority
+    if (priority === 'foreground') fetch.escalate.abort()
     return fetch
   }
 
@@ -127,9 +132,9 @@ export class FetchQueue<Result> {
         { key, foreground, prefetch, background },
       )
     }
-    const abandon = new AbortController()
+    const [abandon, escalate] = [new AbortController(), new AbortController()]
     const waiters = new Set<Waiter<Result>>()
-    const fetch = { key, priority, task, abandon, waiters, running: false }
+    const fetch = { key, priority, task, abandon, escalate, waiters, running: false }
     this.#fetches.set(key, fetch)
     this.#waiting[priority].add(fetch)
     return fetch
@@ -188,7 +193,9 @@ export class FetchQueue<Result> {
 
   async #execute(fetch: Fetch<Result>): Promise<void> {
     try {
-      const result = await fetch.task({ priority: fetch.priority, signal: fetch.abandon.signal })
+      const { priority, abandon, escalate } = fetch
+      const request = { priority, signal: abandon.signal, escalated: escalate.signal }
+      const result = await fetch.task(request)
       this.#finish(fetch, (waiter) => waiter.resolve(result))
     } catch (error) {
       this.#finish(fetch, (waiter) => waiter.reject(error))

@@ -177,7 +177,8 @@ export class LayerFile implements AsyncDisposable {
     this.#writing.add(unit)
     try {
       await writeWhole(this.#data, bytes, unitRange(this.map, unit).start)
-      this.units.lastUse[unit] = Math.floor(Date.now() / 1000)
+      // A second ago: a read of it, from now on, is later than that, so it can be told whether it was of use.
+      this.units.lastUse[unit] = Math.floor(Date.now() / 1000) - 1
       setPresent(this.units, unit)
       this.#missing -= 1
       this.#presentBytes += bytes.length
@@ -197,6 +198,16 @@ export class LayerFile implements AsyncDisposable {
     } finally {
       this.#writing.delete(unit)
     }
+  }
+
+  /** When a unit was last read or, if it never was, a second before it came: seconds since the epoch, roughly. */
+  lastUseSec(unit: number): number {
+    return this.units.lastUse[unit] ?? 0
+  }
+
+  /** Says that a unit was read now, by somebody who got its bytes from memory. */
+  noteUse(unit: number): void {
+    this.units.lastUse[unit] = Math.floor(Date.now() / 1000)
   }
 
   /**

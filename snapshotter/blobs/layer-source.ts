@@ -1,7 +1,7 @@
-import type { Priority } from '../block-source.ts'
+import type { BlockRequest } from '../block-source.ts'
 
 /** Fills units of one layer: fetches, verifies and decodes. The blob store calls it on a miss, never twice at once for a unit. */
 export interface UnitSource {
   /** The bytes of unit `unit` of the layer file, exactly as long as the unit. Rejects with BlockError or LayerError. */
-  fetchUnit(unit: number, request: { priority: Priority; signal: AbortSignal }): Promise<Uint8Array>
+  fetchUnit(unit: number, request: BlockRequest): Promise<Uint8Array>
 }

@@ -132,6 +132,7 @@ export class LazyLayer implements AsyncDisposable {
     const into = bytes.subarray(part.start - range.start, part.end - range.start)
     if (this.file.has(unit)) return this.file.readPresent(part, into)
     const fetched = await this.#fetchWatched(unit, part, request)
+    this.file.noteUse(unit)
     // From memory: on a full disk, or when the cache is too small for what is read, it may be gone from there.
     into.set(fetched.subarray(part.start - whole.start, part.end - whole.start))
     return true

@@ -1,5 +1,6 @@
 import type { SharedUnits } from '../blobs/shared-units.ts'
 import type { FlatEntry } from './messages.ts'
+import type { SharedTrace } from './read-trace.ts'
 
 /** A file of the flat file system: a layer, the bytes of which are on disk in part. */
 export type FlatFile = FlatEntry & {
@@ -40,4 +41,6 @@ export type ThreadStart = {
   readonly version: Int32Array
   /** The thread's own counters, which it alone writes: see `ThreadCounters`. */
   readonly counters: Float64Array
+  /** Where the thread notes reads while somebody wants to know them. */
+  readonly trace: SharedTrace
 }

@@ -27,6 +27,7 @@ import {
   writeRootAttributesReply,
   writeStatfs,
 } from './messages.ts'
+import { traceRead } from './read-trace.ts'
 import { Cell, count } from './thread-counters.ts'
 
 /** A file as this thread serves it. Its descriptor is the thread's own, so that nobody closes it under a read. */
@@ -163,6 +164,7 @@ export class FlatThread {
     if (size > READ_BYTES_MAX) return writeError(this.#reply, request, Errno.EINVAL)
     const end = Math.min(offset + size, file.size)
     if (offset >= end) return finishReply(this.#reply, request, 0)
+    traceRead(this.#start.trace, request.inode, offset, end - offset)
     if (this.#readFromDisk(file, offset, end)) {
       count(this.#start.counters, Cell.HITS, 1)
       count(this.#start.counters, Cell.HIT_BYTES, end - offset)

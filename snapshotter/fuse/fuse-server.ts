@@ -17,6 +17,7 @@ import {
   resendNotice,
   writeReplyHeader,
 } from './messages.ts'
+import { ReadTrace } from './read-trace.ts'
 import { Cell, shareCounters, total } from './thread-counters.ts'
 
 /** Threads that answer the kernel. 2: one served 1.9 GB/s, two 2.6, four no more and each costs 35 MB (research: lazyfs 3.2). */
@@ -67,6 +68,8 @@ export type FuseCounters = {
  * over on the same descriptor, provided that it adds the same files under the same inodes before it starts.
  */
 export class FuseServer implements AsyncDisposable {
+  /** Every read as it arrives, for whoever wants to know. */
+  readonly trace: ReadTrace = new ReadTrace()
   readonly #deviceFd: number
   readonly #source: FlatSource
   readonly #log: Log
@@ -135,7 +138,12 @@ export class FuseServer implements AsyncDisposable {
     this.#askAgain()
     for (let index = 0; index < THREADS; index++) {
       const thread = new ServingThread(
-        { deviceFd: this.#deviceFd, openFlags: this.#openFlags, stopPrefix: this.#stopPrefix },
+        {
+          deviceFd: this.#deviceFd,
+          openFlags: this.#openFlags,
+          stopPrefix: this.#stopPrefix,
+          trace: this.trace.share(),
+        },
         (report) => this.#take(report),
       )
       for (const file of this.#files.values()) thread.tell({ kind: 'add', file })
@@ -283,7 +291,7 @@ class ServingThread {
   readonly #port: MessagePort
 
   constructor(
-    start: Pick<ThreadStart, 'deviceFd' | 'openFlags' | 'stopPrefix'>,
+    start: Pick<ThreadStart, 'deviceFd' | 'openFlags' | 'stopPrefix' | 'trace'>,
     report: (report: ThreadReport) => void,
   ) {
     const { port1, port2 } = new MessageChannel()

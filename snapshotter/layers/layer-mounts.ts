@@ -71,6 +71,8 @@ export class LayerMounts {
   readonly #options: Options
   readonly #parts: Parts
   readonly #mounts = new Map<string, { readonly mount: LazyMount; readonly pins: Disposable }>()
+  /** Layers that are read through FUSE even when they are complete, and by how many who want that. */
+  readonly #watched = new Map<number, number>()
   /** Derived metadata images being written, by id: two containers of an image may start at once. */
   readonly #deriving = new Map<string, Promise<void>>()
 
@@ -118,6 +120,17 @@ export class LayerMounts {
       else dirs.push(await this.#mountInheriting(ids.slice(0, position + 1), signal))
     }
     return dirs.toReversed()
+  }
+
+  /** Mounts of these layers go through FUSE until it is disposed of, so that their reads can be seen. */
+  readThroughFuse(layers: readonly number[]): Disposable {
+    const add = (change: 1 | -1): void => {
+      for (const id of layers) this.#watched.set(id, (this.#watched.get(id) ?? 0) + change)
+    }
+    add(1)
+    const watching = new DisposableStack()
+    watching.defer(() => add(-1))
+    return watching
   }
 
   /** Takes down every mount that shows this layer. Containers that still run on one keep it until they end. */
@@ -207,7 +220,9 @@ export class LayerMounts {
   #kindFor(layers: readonly number[]): MountKind {
     const { store, isVerified } = this.#parts
     const isSettled = (layer: number): boolean =>
-      isVerified(layer) && (store.get(fuseInode(layer))?.file.isComplete ?? false)
+      (this.#watched.get(layer) ?? 0) === 0 &&
+      isVerified(layer) &&
+      (store.get(fuseInode(layer))?.file.isComplete ?? false)
     return layers.every(isSettled) ? 'plain' : 'fuse'
   }
 

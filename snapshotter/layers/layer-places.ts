@@ -14,6 +14,8 @@ export type LayerPlaces = {
   leavesPath(id: number): string
   /** Folder of metadata images that were made from several layers. */
   readonly derivedDir: string
+  /** Folder of prefetch lists. */
+  readonly prefetchDir: string
   /** Folder of mount points; short, since overlay's options must fit one page. */
   readonly mountsDir: string
   /** The layer's file in the flat FUSE file system, where it has its id for a name. */
@@ -30,6 +32,7 @@ export function layerPlaces(root: string, fuseDir: string): LayerPlaces {
     mapPath: (id) => `${layerDir(id)}/map`,
     leavesPath: (id) => `${layerDir(id)}/leaves`,
     derivedDir: `${root}/derived`,
+    prefetchDir: `${root}/prefetch`,
     mountsDir: `${root}/m`,
     fusePath: (id) => `${fuseDir}/${id}`,
   }

@@ -23,6 +23,14 @@ export type LayerServer = {
   remove(inode: number): void
 }
 
+/** Told of images that start, so that what they read can be fetched before, and learned. Returns at once. */
+export type StartListener = {
+  /** containerd pulls the image with these layers, bottom first, which can be mounted. */
+  pulled(layers: readonly LayerRecord[]): void
+  /** A container is about to start on these layers; of `cold` nothing is in the page cache, all reads come to us. */
+  mounted(layers: readonly LayerRecord[], cold: ReadonlySet<number>): void
+}
+
 type Parts = {
   readonly catalog: Catalog
   readonly store: BlobStore
@@ -32,6 +40,7 @@ type Parts = {
   /** Undefined on a kernel that cannot mount lazily: then no layer is ever claimed. */
   readonly server: LayerServer | undefined
   readonly log: Log
+  readonly starts: StartListener
   readonly onVerificationFailure: (what: 'layer' | 'toc') => void
 }
 
@@ -79,7 +88,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
   }
 
   async claim({ layerChainId, labels, signal }: ClaimRequest): Promise<ClaimedLayer | undefined> {
-    const { catalog, server, log } = this.#parts
+    const { catalog, server, log, starts } = this.#parts
     const images = catalog.imagesWithChain(layerChainId)
     const blobOf = ({ layers }: ImageRecord): string | undefined =>
       layers.find((layer) => layer.layerChainId === layerChainId)?.blobCid
@@ -100,6 +109,10 @@ export class Layers implements LazyLayers, AsyncDisposable {
     // All at once: containerd asks for one after the other, and a pull should take as long as the slowest.
     const ready = image.layers.map((layer) => this.ready(layer))
     for (const each of ready) each.catch(() => undefined)
+    void Promise.all(ready).then(
+      (layers) => starts.pulled(layers),
+      () => undefined,
+    )
     const asked = ready[image.layers.findIndex((layer) => layer.layerChainId === layerChainId)]
     if (asked === undefined) return undefined
     const record = await unlessAborted(asked, signal)
@@ -117,7 +130,13 @@ export class Layers implements LazyLayers, AsyncDisposable {
   ): Promise<readonly string[]> {
     const bottomFirst = chain.map(({ layer }) => layer).toReversed()
     const usable = Promise.all(bottomFirst.map((layer) => this.#usable(layer)))
-    return this.#parts.mounts.lowerDirs(await unlessAborted(usable, signal), signal)
+    const layers = await unlessAborted(usable, signal)
+    const { mounts, starts } = this.#parts
+    const before = new Set(mounts.list().map(({ target }) => target))
+    const dirs = await mounts.lowerDirs(layers, signal)
+    const fresh = mounts.list().filter(({ target, kind }) => kind === 'fuse' && !before.has(target))
+    if (layers.length > 0) starts.mounted(layers, new Set(fresh.flatMap((mount) => mount.layers)))
+    return dirs
   }
 
   /** Its bytes stay, for the next pull, until the store needs the room or `remove` is called. */

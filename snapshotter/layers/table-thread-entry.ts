@@ -1,6 +1,7 @@
 /** What the table thread runs: see table-thread.ts. */
 import { parentPort } from 'node:worker_threads'
 import { CodedError } from '../errors.ts'
+import { workOnList } from '../prefetch/list-work.ts'
 import type { Reply, Task } from './table-thread.ts'
 import {
   arrangeEstargz,
@@ -37,7 +38,10 @@ function answerTo(request: TableRequest): TableAnswer | Promise<TableAnswer> {
       return joinTables(request)
     case 'estargz':
       return arrangeEstargz(request)
-    default:
+    case 'index':
+    case 'sideIndex':
       return takeIndexApart(request)
+    default:
+      return workOnList(request)
   }
 }

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { type ErrorCode, type ErrorFacts, LayerError } from '../errors.ts'
+import type { ListAnswer, ListRequest } from '../prefetch/list-work.ts'
 import type {
   ChunkedRequest,
   EstargzRequest,
@@ -57,6 +58,13 @@ export class TableThread implements AsyncDisposable {
   /** Rejects with LayerError if a tree cannot be mounted. */
   image(request: ImageRequest): Promise<ImageAnswer> {
     return this.#ask(request) as Promise<ImageAnswer>
+  }
+
+  /** Rejects with LayerError if a table of contents is damaged. */
+  list<Request extends ListRequest>(
+    request: Request,
+  ): Promise<Extract<ListAnswer, { kind: Request['kind'] extends 'name' ? 'named' : 'placed' }>> {
+    return this.#ask(request) as Promise<never>
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

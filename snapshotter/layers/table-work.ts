@@ -3,6 +3,7 @@ import type { ByteRange } from '../byte-range.ts'
 import { inheritImplied, mergeTrees } from '../erofs/merge-trees.ts'
 import { filesToInline, writeErofsImage } from '../erofs/write-image.ts'
 import { LayerError } from '../errors.ts'
+import type { ListAnswer, ListRequest } from '../prefetch/list-work.ts'
 import { buildTree } from '../toc/build-tree.ts'
 import type { StoredChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
 import { joinChunkedTables } from '../toc/chunked/join-chunked-tables.ts'
@@ -90,7 +91,8 @@ export type TableRequest =
   | EstargzRequest
   | ExportRequest
   | ImageRequest
-export type TableAnswer = IndexAnswer | ExportAnswer | ImageAnswer
+  | ListRequest
+export type TableAnswer = IndexAnswer | ExportAnswer | ImageAnswer | ListAnswer
 
 /** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex` and `decodeSideIndex`. */
 export function takeIndexApart(request: IndexRequest | SideIndexRequest): IndexAnswer {

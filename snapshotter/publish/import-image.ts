@@ -75,7 +75,7 @@ export class ImageDirectory {
   }
 }
 
-/** Writes a directory of what is in the sink, in one block. Rejects as the sink. */
+/** Writes one directory, with all its names in one block: an image's has some hundreds at most. */
 export async function writeDirectory(
   files: ReadonlyMap<string, ImportedNode>,
   sink: BlockSink,

@@ -49,6 +49,8 @@ test('gauges are read at each scrape, and what is gone from them is gone', async
   expect(first).toContain('ipdr_fuse_requests_total{opcode="read"} 5')
   expect(first).toContain('ipdr_fetch_queue_depth{priority="prefetch"} 2')
   expect(first).toContain('ipdr_lazy_mounts 1')
+  expect(first).toContain('ipdr_prefetched_bytes_total 300')
+  expect(first).toContain('ipdr_prefetched_used_bytes_total 200')
   requests.clear()
   mounts = 0
   const second = await metrics.registry.metrics()
@@ -67,6 +69,7 @@ test('the percentiles of waits are those of the last thousand', () => {
 function gauges(): Parameters<Metrics['observe']>[0] {
   return {
     fuseRequests: () => [],
+    prefetched: () => ({ fetchedBytes: 300, usedBytes: 200 }),
     servedBytes: () => 0,
     queueDepths: () => ({ foreground: 1, prefetch: 2, background: 3 }),
     lazyMounts: () => 0,

@@ -14,8 +14,9 @@ const DEADLINE_MS = 3_600_000
 /** A publisher that images are pushed to, from processes of its own, as on another machine. */
 export class BenchPublisher implements AsyncDisposable {
   readonly gatewayUrl: string
+  /** The directory of blocks that it serves. */
+  readonly repository: string
   readonly #scratch: Scratch
-  readonly #repository: string
   readonly #opened: AsyncDisposableStack
 
   private constructor(
@@ -25,7 +26,7 @@ export class BenchPublisher implements AsyncDisposable {
   ) {
     this.gatewayUrl = gatewayUrl
     this.#scratch = places.scratch
-    this.#repository = places.repository
+    this.repository = places.repository
     this.#opened = opened
   }
 
@@ -42,7 +43,7 @@ export class BenchPublisher implements AsyncDisposable {
   async push(image: OciLayout): Promise<PublishedImage & { readonly ms: number }> {
     const started = performance.now()
     const pushed = await pushImage(this.#scratch, image, {
-      repository: this.#repository,
+      repository: this.repository,
       signal: AbortSignal.timeout(DEADLINE_MS),
       say: () => {},
     })

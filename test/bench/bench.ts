@@ -10,6 +10,7 @@ import { dedup } from './dedup.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
 import { layerIndex } from './layer-index.ts'
 import { imageRead, reads } from './mechanism.ts'
+import { prefetchStart } from './prefetch-start.ts'
 import { snapshotCalls } from './snapshot-calls.ts'
 import { fetchWhole, inflate, push } from './throughput.ts'
 
@@ -25,6 +26,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   imageRead,
   snapshotCalls,
   coldStart,
+  prefetchStart,
   push,
   inflate,
   layerIndex,

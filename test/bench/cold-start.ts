@@ -12,7 +12,12 @@ import type { BenchContext, Measurement } from './bench-context.ts'
 import type { Figure } from './figure.ts'
 import { median, medians } from './rounds.ts'
 
-const COMMAND = ['python3', '-c', 'import numpy; print(numpy.linalg.norm([3, 4]))']
+/** What the container runs: enough of numpy that its libraries are needed too. */
+export const COMMAND: readonly string[] = [
+  'python3',
+  '-c',
+  'import numpy; print(numpy.linalg.norm([3, 4]))',
+]
 
 /** Ten minutes for one start, at a load of 100. */
 const DEADLINE_MS = 600_000
@@ -68,14 +73,16 @@ async function measureColdStart(context: BenchContext): Promise<Figure[]> {
   ]
 }
 
-type LazyStart = Readonly<
+/** One lazy start: times in ms, bytes fetched until the container ended, and reads that waited. */
+export type LazyStart = Readonly<
   Record<
     'ms' | 'pullMs' | 'createMs' | 'runMs' | 'fetched' | 'misses' | 'missP50Ms' | 'missP99Ms',
     number
   >
 >
 
-async function startLazily(gateway: string, reference: string): Promise<LazyStart> {
+/** Pulls and runs the image on an empty node that asks this gateway. */
+export async function startLazily(gateway: string, reference: string): Promise<LazyStart> {
   await using opened = new AsyncDisposableStack()
   const scratch = opened.use(Scratch.open('bench-lazy'))
   const agent = opened.use(await AgentProcess.start(scratch, { gateways: [gateway] }))

@@ -5,8 +5,9 @@ import type { BlockRepository } from '../../ipfs/repository.ts'
 import type { Agent } from '../agent-connection.ts'
 import { type Command, defineCommand } from '../command.ts'
 import { imageReference } from '../image-argument.ts'
-import { INSPECTION_OPTIONS, openInspectionBlocks } from '../inspection-blocks.ts'
+import { openInspectionBlocks } from '../inspection-blocks.ts'
 import type { Output } from '../output.ts'
+import { PLACES_OPTIONS } from '../places-options.ts'
 import { count, formatBytes, formatMs, formatRate } from '../quantity.ts'
 import {
   openExistingRepository,
@@ -38,7 +39,7 @@ export const indexLayers: Command = defineCommand({
   },
   options: {
     repository: REPOSITORY_OPTION,
-    ...INSPECTION_OPTIONS,
+    ...PLACES_OPTIONS,
     'from-agent': {
       type: 'boolean',
       default: false,

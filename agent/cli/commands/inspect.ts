@@ -3,13 +3,15 @@ import type {
   ImageInspection,
   LayerInspection,
   ManifestInspection,
+  PrefetchInspection,
 } from '../../../snapshotter/inspect.ts'
 import { type Command, defineCommand } from '../command.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
 import { CommandFailure } from '../failure.ts'
 import { imageReference } from '../image-argument.ts'
-import { INSPECTION_OPTIONS, openInspectionBlocks } from '../inspection-blocks.ts'
+import { openInspectionBlocks } from '../inspection-blocks.ts'
 import type { Output } from '../output.ts'
+import { PLACES_OPTIONS } from '../places-options.ts'
 import { count, formatBytes } from '../quantity.ts'
 import { REPOSITORY_OPTION } from '../repository-option.ts'
 import { shortDigest } from '../short-digest.ts'
@@ -24,7 +26,7 @@ export const inspect: Command = defineCommand({
   usage: '<image>',
   summary: 'Say what an image consists of, and which layers can be read lazily',
   description: [
-    'Looks at an image without running it and without an agent: platforms, what it would run, and of each layer its digest, CID, size, number of blocks, its format by content (media types are known to lie), and whether it can be mounted before it is here, or why not. It reads manifests, tables of contents and the first bytes of layers, and checks all of them.',
+    'Looks at an image without running it and without an agent: platforms, what it would run, and of each layer its digest, CID, size, number of blocks, its format by content (media types are known to lie), and whether it can be mounted before it is here, or why not; and whether a prefetch list says what its start reads. It reads manifests, tables of contents and the first bytes of layers, and checks all of them.',
     'Blocks come from your own repository, else from the gateways and peers that you name.',
   ],
   args: {
@@ -36,7 +38,7 @@ export const inspect: Command = defineCommand({
   },
   options: {
     repository: REPOSITORY_OPTION,
-    ...INSPECTION_OPTIONS,
+    ...PLACES_OPTIONS,
     timeout: {
       type: 'number',
       default: TIMEOUT_SECONDS,
@@ -107,7 +109,15 @@ function describeManifest(manifest: ManifestInspection, output: Output): string 
     describeConfig(manifest.config),
     table(columns, rows, output),
     `${count(layers.length, 'layer')}, ${formatBytes(manifest.totalBytes)}; ${lazy === layers.length ? 'all' : lazy} can be read lazily`,
+    describePrefetch(manifest.prefetch),
   ].join('\n')
+}
+
+function describePrefetch(prefetch: PrefetchInspection): string {
+  if (prefetch.kind === 'none') return 'No prefetch list: ipdr optimize makes one'
+  if (prefetch.kind === 'refused') return `Its prefetch list is not used: ${prefetch.because}`
+  const { ranges, files, bytes } = prefetch
+  return `Prefetch list: ${count(ranges, 'range')} of ${count(files, 'file')}, ${formatBytes(bytes)} unpacked`
 }
 
 function describeLazy({ lazy }: LayerInspection): string {

@@ -1,8 +1,17 @@
 import { mkdir } from 'node:fs/promises'
-import { DEFAULT_TAG, IMAGE_HOST, resolveReference } from '../../../snapshotter/oci/reference.ts'
+import {
+  DEFAULT_TAG,
+  IMAGE_HOST,
+  type ImageReference,
+  resolveReference,
+} from '../../../snapshotter/oci/reference.ts'
+import type { CarriedList, PrefetchList } from '../../../snapshotter/optimize.ts'
 import type { ImageToPush, PushedImage } from '../../../snapshotter/publish.ts'
+import type { BlockRepository } from '../../ipfs/repository.ts'
 import { type Command, defineCommand } from '../command.ts'
-import { asUsageFailure } from '../failure.ts'
+import { EXIT_CODES } from '../exit-codes.ts'
+import { asUsageFailure, CommandFailure } from '../failure.ts'
+import { imageReference } from '../image-argument.ts'
 import type { Output } from '../output.ts'
 import {
   describeAddresses,
@@ -12,6 +21,7 @@ import {
 } from '../publishing.ts'
 import { type PushSource, parsePushSource } from '../push-source.ts'
 import { count, formatBytes, formatMs, formatRate, megabytesPerSecond } from '../quantity.ts'
+import { repositoryBlocks } from '../repository-blocks.ts'
 import { REPOSITORY_OPTION, repositoryDirectory } from '../repository-option.ts'
 import { shortDigest } from '../short-digest.ts'
 import { fields, table } from '../table.ts'
@@ -27,6 +37,7 @@ export const push: Command = defineCommand({
   description: [
     'Reads an image and writes its layers anew as zstd frames that start at file boundaries, with a table of contents, so that every block can be fetched, verified and unpacked alone, and equal files are equal blocks. Configs stay as they are, and so do diff IDs: containers cannot tell the difference. Every digest of the source is checked. The blocks go into the repository, a directory on this machine; ipdr serve offers them to others, and --serve does that right after.',
     'The source is one of oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (of docker save or podman save), containerd:IMAGE (an image in containerd, every platform that it has), - (a tar on standard input), or a path, which is recognised by what it holds. A tar is an OCI archive, a docker-archive or else a root filesystem, plain or compressed.',
+    'With --optimize, the lists that ipdr optimize made for an earlier build are put beside the new one, as far as their files are unchanged.',
     'Layers that are encrypted, or no tar at all, are published as they are, and said so. With --quiet it prints the image reference alone.',
   ],
   args: {
@@ -61,6 +72,13 @@ export const push: Command = defineCommand({
       valueName: 'SOCKET',
       env: 'CONTAINERD_ADDRESS',
     },
+    optimize: {
+      type: 'string',
+      requiresArg: true,
+      describe:
+        'Take over the prefetch lists of this image, published before into the same repository: a CID or reference',
+      valueName: 'IMAGE',
+    },
     serve: { type: 'boolean', default: false, describe: 'Go on as ipdr serve' },
     ...PUBLISHING_OPTIONS,
   },
@@ -71,9 +89,10 @@ export const push: Command = defineCommand({
       'ipdr push containerd:docker.io/library/debian:12 --namespace k8s.io',
       'what the kubelet pulled',
     ],
+    ['ipdr push oci:image:v3 --optimize <cid of v2>', 'with what is known of the starts of v2'],
     ['image=$(ipdr push -q rootfs.tar.zst)', 'a root filesystem, in a script'],
   ],
-  seeAlso: ['ipdr serve', 'ipdr inspect', 'ipdr repository ls'],
+  seeAlso: ['ipdr serve', 'ipdr optimize', 'ipdr inspect', 'ipdr repository ls'],
   async run(values, session) {
     const { output, signal } = session
     checkTag(values.tag)
@@ -96,8 +115,12 @@ export const push: Command = defineCommand({
   },
 })
 
+/** An image as it was pushed, with the lists that it was given. */
+type Published = PushedImage & { readonly carried: readonly CarriedList[] }
+
 type PushValues = {
   readonly tag: string
+  readonly optimize: string | undefined
   readonly source: string
   readonly namespace: string
   readonly address: string
@@ -106,13 +129,15 @@ type PushValues = {
 async function pushInto(
   directory: string,
   source: PushSource,
-  { tag, source: name, namespace, address }: PushValues,
+  { tag, source: name, namespace, address, optimize }: PushValues,
   { progress, signal }: Parameters<Command['run']>[1],
-): Promise<PushedImage> {
+): Promise<Published> {
   const { BlockRepository } = await import('../../ipfs/repository.ts')
   const { pushImage } = await import('../../../snapshotter/publish.ts')
   await mkdir(directory, { recursive: true, mode: 0o755 })
   await using repository = await BlockRepository.open(directory)
+  // Before the work: a list that is not there is found out at once.
+  const lists = optimize === undefined ? undefined : await listsOf(optimize, repository, signal)
   await using opened = new AsyncDisposableStack()
   const image = await openSource(source, { namespace, address, directory }, opened, signal)
   const pushed = await pushImage(image, repository, {
@@ -125,8 +150,40 @@ async function pushInto(
     },
   })
   progress.finish()
-  await repository.addRoot(pushed.root, name === '-' ? 'standard input' : name)
-  return pushed
+  const { root, carried } = await withLists({ root: pushed.root, selector: tag }, lists, {
+    repository,
+    signal,
+  })
+  await repository.addRoot(root, name === '-' ? 'standard input' : name)
+  return { ...pushed, root, carried }
+}
+
+/** The lists of an image in the repository. Rejects with CommandFailure if it has none. */
+async function listsOf(
+  image: string,
+  repository: BlockRepository,
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, PrefetchList>> {
+  const { prefetchListsOf } = await import('../../../snapshotter/optimize.ts')
+  const blocks = repositoryBlocks(repository)
+  const lists = await prefetchListsOf(imageReference(image), { blocks, signal })
+  if (lists.size > 0) return lists
+  throw new CommandFailure(
+    EXIT_CODES.notFound,
+    `image ${image} has no prefetch list to take over`,
+    'ipdr optimize makes one, and prints the CID of the image that has it.',
+  )
+}
+
+async function withLists(
+  image: ImageReference,
+  lists: ReadonlyMap<string, PrefetchList> | undefined,
+  { repository, signal }: { repository: BlockRepository; signal: AbortSignal },
+): Promise<{ root: ImageReference['root']; carried: readonly CarriedList[] }> {
+  if (lists === undefined) return { root: image.root, carried: [] }
+  const { carryPrefetchLists } = await import('../../../snapshotter/optimize.ts')
+  const blocks = repositoryBlocks(repository)
+  return carryPrefetchLists(lists, image, { blocks, sink: repository, signal })
 }
 
 async function openSource(
@@ -165,7 +222,7 @@ type PushDocument = {
   readonly elapsedMs: number
 }
 
-function documentOf(pushed: PushedImage, tag: string, elapsedMs: number): PushDocument {
+function documentOf(pushed: Published, tag: string, elapsedMs: number): PushDocument {
   const root = pushed.root.toString()
   const sourceBytes = pushed.layers.reduce((sum, layer) => sum + layer.sourceBytes, 0)
   const document = {
@@ -186,6 +243,7 @@ function documentOf(pushed: PushedImage, tag: string, elapsedMs: number): PushDo
       chunkedObstacle: layer.chunkedObstacle ?? null,
     })),
     missingPlatforms: pushed.missingPlatforms,
+    prefetchLists: pushed.carried,
     sourceBytes,
     bytes: pushed.layers.reduce((sum, layer) => sum + layer.bytes, 0),
     elapsedMs: Math.round(elapsedMs),
@@ -194,7 +252,7 @@ function documentOf(pushed: PushedImage, tag: string, elapsedMs: number): PushDo
   return document
 }
 
-function describe(pushed: PushedImage, document: PushDocument, output: Output): string {
+function describe(pushed: Published, document: PushDocument, output: Output): string {
   const columns = [
     { heading: 'LAYER' },
     { heading: 'BEFORE', align: 'right' },
@@ -217,6 +275,10 @@ function describe(pushed: PushedImage, document: PushDocument, output: Output): 
     table(columns, rows, output),
     `${count(pushed.layers.length, 'layer')}: ${formatBytes(sourceBytes)} before, ${formatBytes(bytes)} after, in ${formatMs(elapsedMs)} (${formatRate(sourceBytes, elapsedMs)})`,
     ...(lacking.length === 0 ? [] : [`Not in the source, so not published: ${lacking.join(', ')}`]),
+    ...pushed.carried.map(
+      ({ platform, ranges, bytes, dropped }) =>
+        `Prefetch list for ${platform}: ${count(ranges, 'range')}, ${formatBytes(bytes)}; ${count(dropped, 'range')} of changed files left out`,
+    ),
     fields([
       ['Root CID', pushed.root.toString()],
       ['Reference', reference],

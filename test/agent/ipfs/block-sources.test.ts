@@ -197,6 +197,24 @@ test('a background fetch that a page fault joins is hedged from then on', async 
 })
 
 // Goal: a page fault overtakes all that wait in the background. Method: fill every slot, queue, and free one.
+test('a prefetch is foreground from the moment that a page fault waits for it: it goes first', async () => {
+  const provider = new ScriptedProvider('p')
+  const sources = new BlockSources([provider], { log })
+  const escalate = new AbortController()
+  const get = (text: string, escalated?: AbortSignal): Promise<unknown> => {
+    const request = { priority: 'background', signal, ...(escalated && { escalated }) } as const
+    return sources.get(cidOf(block(text)), request).catch(() => undefined)
+  }
+  for (let n = 0; n < 32; n++) void get(`running ${n}`)
+  void get('before')
+  void get('urgent', escalate.signal)
+  await turn()
+  escalate.abort()
+  provider.asked[0]?.answer(block('x'))
+  await turn()
+  expect(provider.asked[32]?.cid).toBe(cidOf(block('urgent')).toString())
+})
+
 test('of those that wait for a turn, page faults go first and background last', async () => {
   const provider = new ScriptedProvider('p')
   const sources = new BlockSources([provider], { log })

@@ -82,6 +82,29 @@ test('a waiting background fetch that a page fault asks for goes before prefetch
   expect(started).toEqual(['first', 'wanted'])
 })
 
+test('a fetch that runs is told when a page fault has come to wait for it, and only then', async () => {
+  const { queue } = observedQueue()
+  const told: AbortSignal[] = []
+  const ask = (priority: Priority): Promise<string> =>
+    queue.run(
+      'a',
+      priority,
+      async ({ escalated }) => {
+        told.push(escalated)
+        await settled()
+        return 'bytes'
+      },
+      NEVER,
+    )
+  const first = ask('background')
+  const second = ask('prefetch')
+  expect(told[0]?.aborted).toBe(false)
+  const third = ask('foreground')
+  expect(told[0]?.aborted).toBe(true)
+  await Promise.all([first, second, third])
+  expect(told).toHaveLength(1)
+})
+
 test('a fetch that does not come in time is DEADLINE_EXCEEDED, and its place is free', async () => {
   const { ask, running, started, queue } = observedQueue({
     total: 1,

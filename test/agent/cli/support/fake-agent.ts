@@ -56,4 +56,6 @@ const UNIMPLEMENTED: AgentMethods = {
   RemoveLayer: refuseLater,
   WaitedFor: refuseLater,
   LayerIndex: refuse,
+  Record: refuse,
+  FinishRecording: refuseLater,
 }

@@ -1,0 +1,312 @@
+import { readFile } from 'node:fs/promises'
+import { CID } from 'multiformats/cid'
+import type { BlobStore } from '../blobs/blob-store.ts'
+import type { LazyLayer } from '../blobs/lazy-layer.ts'
+import type { BlockSource } from '../block-source.ts'
+import { LayerError } from '../errors.ts'
+import type { Catalog, LayerRecord } from '../layers/catalog.ts'
+import { fuseInode, type LayerPlaces } from '../layers/layer-places.ts'
+import type { TableThread } from '../layers/table-thread.ts'
+import type { Log } from '../log.ts'
+import type { Digest } from '../oci/digest.ts'
+import { layerChainIds } from '../oci/layer-chain-id.ts'
+import type { LayerRange } from './first-uses.ts'
+import { LearnedLists } from './learned-lists.ts'
+import { placeRanges, sameLayers } from './place-ranges.ts'
+import {
+  type ListedLayer,
+  type ListedRange,
+  listTotals,
+  type PrefetchList,
+} from './prefetch-list.ts'
+import { PrefetchedUnits } from './prefetched-units.ts'
+import { readPublishedList } from './published-list.ts'
+import { REPLAY_BYTES_MAX, replayRanges } from './replay-list.ts'
+import { LEARNED_BYTES_MAX, type Recording, type StartRecorder } from './start-recorder.ts'
+
+/** A start within this after a replay needs none: what was evicted since is little. In ms. */
+const REPLAYED_MS = 60_000
+
+/** A start that read less than this share of what an earlier one did is not learned from: it failed, or was stopped. */
+const LEARNED_SHARE_MIN = 0.5
+
+/** Images whose last replay is remembered; more than start in a minute. */
+const REPLAYS_REMEMBERED = 256
+
+type Parts = {
+  readonly catalog: Pick<Catalog, 'imagesWithChain'>
+  readonly store: BlobStore
+  readonly blocks: BlockSource
+  readonly tables: TableThread
+  readonly places: LayerPlaces
+  /** Undefined where nothing is mounted lazily: then nothing is recorded. */
+  readonly recorder: StartRecorder | undefined
+  readonly log: Log
+}
+
+type Config = {
+  readonly dir: string
+  readonly storeBytesMax: number
+}
+
+/** An image's list, and how much of it was found in the image. */
+type FoundList = { readonly ranges: readonly LayerRange[]; readonly dropped: number }
+
+/**
+ * Learns from real starts what an image reads first, and fetches that before it is read when the image starts again: from the
+ * list that this node learned, from the one that was published with the image, or from that of an image much like it.
+ */
+export class Prefetcher implements AsyncDisposable {
+  readonly #lists: LearnedLists
+  readonly #storeBytesMax: number
+  readonly #parts: Parts
+  readonly #closing = new AbortController()
+  readonly #units = new PrefetchedUnits()
+  readonly #working = new Set<Promise<void>>()
+  /** When an image, named by its layers' ids, was last replayed. */
+  readonly #replayedAt = new Map<string, number>()
+
+  private constructor(lists: LearnedLists, config: Config, parts: Parts) {
+    this.#lists = lists
+    this.#storeBytesMax = config.storeBytesMax
+    this.#parts = parts
+  }
+
+  /** Opens what was learned before. Rejects with what the disk says. */
+  static async open(config: Config, parts: Parts): Promise<Prefetcher> {
+    return new Prefetcher(await LearnedLists.open(config.dir), config, parts)
+  }
+
+  /** Bytes of layer files that were prefetched since the start, and of those the ones read since. */
+  counters(): { fetchedBytes: number; usedBytes: number } {
+    return this.#units.counters()
+  }
+
+  /**
+   * Begins to fetch what a start of the image with these layers, bottom first, will read; returns at once. Only for a pull
+   * is the image's directory asked for a list: a start needs no peer.
+   */
+  replay(layers: readonly LayerRecord[], { isPull }: { isPull: boolean }): void {
+    if (this.#closing.signal.aborted) return
+    const name = layers.map(({ id }) => id).join(' ')
+    const last = this.#replayedAt.get(name)
+    if (last !== undefined && performance.now() - last < REPLAYED_MS) return
+    this.#replayedAt.set(name, performance.now())
+    const [oldest] = this.#replayedAt.keys()
+    if (this.#replayedAt.size > REPLAYS_REMEMBERED) this.#replayedAt.delete(oldest ?? '')
+    this.#work(layers, 'was not prefetched for', () => this.#replay(layers, isPull))
+  }
+
+  /**
+   * Begins to learn what the image with these layers reads. `cold` are those mounted just now: nothing of them is in the page
+   * cache, so that all that is read of them is seen. Returns at once.
+   */
+  learn(layers: readonly LayerRecord[], cold: ReadonlySet<number>): void {
+    const { recorder } = this.#parts
+    if (recorder === undefined || cold.size === 0 || this.#closing.signal.aborted) return
+    const recording = recorder.record({
+      layers: new Set(layers.map(({ id }) => id)),
+      isBounded: true,
+      bytesMax: LEARNED_BYTES_MAX,
+    })
+    this.#work(layers, 'was not learned from a start of', () =>
+      this.#learn(layers, cold, recording),
+    )
+  }
+
+  /** Names what a recording has seen of these layers, bottom first. */
+  async name(layers: readonly LayerRecord[], { uses }: Recording): Promise<PrefetchList> {
+    const positions = new Map(layers.map(({ id }, position) => [id, position]))
+    const ranges = uses.ranges.flatMap(({ layer, start, end }) => {
+      const position = positions.get(layer)
+      return position === undefined ? [] : [{ layer: position, start, end }]
+    })
+    const { list } = await this.#parts.tables.list({
+      kind: 'name',
+      layers: await this.#withTables(layers),
+      ranges,
+    })
+    return list
+  }
+
+  /** Stops what is being fetched and recorded, and waits for its end. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closing.abort()
+    this.#parts.recorder?.[Symbol.dispose]()
+    await Promise.all(this.#working)
+  }
+
+  /** In the background of everything: its failure is a sentence in the log. */
+  #work(layers: readonly LayerRecord[], what: string, work: () => Promise<void>): void {
+    const done = work()
+      .catch((error: unknown) => {
+        if (this.#closing.signal.aborted) return
+        const image = layers.at(-1)?.blobDigest
+        const reason = error instanceof Error ? error.message : String(error)
+        this.#parts.log.warn({ image }, `a list ${what} the image on layer ${image}: ${reason}`)
+      })
+      .finally(() => this.#working.delete(done))
+    this.#working.add(done)
+  }
+
+  async #replay(layers: readonly LayerRecord[], isPull: boolean): Promise<void> {
+    const { log } = this.#parts
+    const { ranges, dropped } = await this.#find(layers, isPull)
+    if (ranges.length === 0) return
+    const startedAt = performance.now()
+    const { units, bytes, failed, reason } = await replayRanges(ranges, {
+      layers: this.#held(layers),
+      // A quarter of the store at most: prefetching must not evict what others use.
+      bytesMax: Math.min(REPLAY_BYTES_MAX, this.#storeBytesMax / 4),
+      signal: this.#closing.signal,
+      onUnit: (layer, unit) => this.#units.add(layer, unit),
+    })
+    // All of it was here: a start like most.
+    if (units + failed === 0) return
+    const image = layers.at(-1)?.blobDigest
+    const ms = Math.round(performance.now() - startedAt)
+    log.info(
+      { image, ranges: ranges.length, dropped, units, bytes, failed, ms },
+      `prefetched ${bytes} bytes for the image on layer ${image}, by a list of ${ranges.length} ranges`,
+    )
+    if (failed > 0)
+      throw new LayerError(
+        'UNAVAILABLE',
+        `${failed} units failed, the first because ${sentenceOf(reason)}`,
+      )
+  }
+
+  /** What this node saw comes first, then what the publisher saw; where there is neither, what an image much like it read. */
+  async #find(layers: readonly LayerRecord[], isPull: boolean): Promise<FoundList> {
+    const chainId = chainIdOf(layers)
+    const learned = await this.#lists.get(chainId, 'learned')
+    const published = await this.#published(chainId, isPull)
+    const own = [learned, published].filter((list) => list !== undefined)
+    if (own.length === 0) {
+      const near = await this.#lists.nearest(layers.map(({ diffId }) => diffId))
+      if (near !== undefined) own.push(near)
+    }
+    const found = await Promise.all(own.map((list) => this.#place(list, layers)))
+    return {
+      ranges: found.flatMap(({ ranges }) => ranges),
+      dropped: found.reduce((sum, { dropped }) => sum + dropped, 0),
+    }
+  }
+
+  /** The list in the directory of the image seen last: asked for once and kept, so that later starts need no peer. */
+  async #published(chainId: string, isPull: boolean): Promise<PrefetchList | undefined> {
+    const { catalog, blocks, log } = this.#parts
+    const [image] = catalog.imagesWithChain(chainId)
+    if (image === undefined) return undefined
+    const { rootCid, manifestDigest } = image
+    const name = `${rootCid}-${manifestDigest}`
+    const kept = await this.#lists.get(name, 'published')
+    if (kept !== undefined || !isPull) return kept
+    const request = { priority: 'prefetch', signal: this.#closing.signal } as const
+    try {
+      const list = await readPublishedList(CID.parse(rootCid), manifestDigest, blocks, request)
+      if (list !== undefined) await this.#lists.keep(name, 'published', list)
+      return list
+    } catch (error) {
+      if (this.#closing.signal.aborted) throw error
+      log.warn(
+        { image: rootCid, manifest: manifestDigest },
+        `the prefetch list of image ${rootCid} is not used: ${sentenceOf(error)}`,
+      )
+      return undefined
+    }
+  }
+
+  async #place(list: PrefetchList, layers: readonly LayerRecord[]): Promise<FoundList> {
+    const listed = layers.map(asListed)
+    const used = new Set(list.ranges.map(({ layer }) => layer))
+    const positions = sameLayers(list, listed)
+    // Tables of contents are only read where a file must be looked up in them.
+    if ([...used].every((layer) => positions[layer] !== undefined)) {
+      return placeRanges(list, listed)
+    }
+    const { tables } = this.#parts
+    const withTables = await this.#withTables(layers)
+    const { placed } = await tables.list({ kind: 'place', list, layers: withTables })
+    return placed
+  }
+
+  async #learn(
+    layers: readonly LayerRecord[],
+    cold: ReadonlySet<number>,
+    recording: Recording,
+  ): Promise<void> {
+    await recording.ended
+    if (recording.uses.ranges.length === 0) return
+    const seen = await this.name(layers, recording)
+    const chainId = chainIdOf(layers)
+    const own = await this.#lists.get(chainId, 'learned')
+    const before = own ?? (await this.#lists.nearest(layers.map(({ diffId }) => diffId)))
+    const list = withKnown(
+      seen,
+      before,
+      layers.map(({ id }) => cold.has(id)),
+    )
+    if (own !== undefined && listTotals(list).bytes < listTotals(own).bytes * LEARNED_SHARE_MIN)
+      return
+    await this.#lists.keep(chainId, 'learned', list)
+    this.#parts.log.info(
+      { image: layers.at(-1)?.blobDigest, ranges: seen.ranges.length, bytes: recording.uses.bytes },
+      `learned what a start of the image on layer ${layers.at(-1)?.blobDigest} reads: ${recording.uses.bytes} bytes`,
+    )
+  }
+
+  #held(layers: readonly LayerRecord[]): Map<number, LazyLayer> {
+    const held = new Map<number, LazyLayer>()
+    for (const [position, { id }] of layers.entries()) {
+      const layer = this.#parts.store.get(fuseInode(id))
+      if (layer !== undefined) held.set(position, layer)
+    }
+    return held
+  }
+
+  #withTables(
+    layers: readonly LayerRecord[],
+  ): Promise<(ListedLayer & { readonly toc: Uint8Array })[]> {
+    const { places } = this.#parts
+    return Promise.all(
+      layers.map(async (layer) => ({
+        ...asListed(layer),
+        toc: await readFile(places.tocPath(layer.id)),
+      })),
+    )
+  }
+}
+
+/**
+ * A list of what was seen; of layers that were mounted already, what was known before, since most of what is read of them
+ * comes from the page cache and is not seen.
+ */
+function withKnown(
+  seen: PrefetchList,
+  before: PrefetchList | undefined,
+  isCold: readonly boolean[],
+): PrefetchList {
+  if (before === undefined) return seen
+  const positions = sameLayers(before, seen.layers)
+  const known = before.ranges.flatMap((range): ListedRange[] => {
+    const layer = positions[range.layer]
+    return layer === undefined || isCold[layer] === true ? [] : [{ ...range, layer }]
+  })
+  const isKnown = new Set(known.map(({ layer }) => layer))
+  const fresh = seen.ranges.filter(({ layer }) => !isKnown.has(layer))
+  // Lower layers hold the loader and the libraries, which are read first.
+  return { layers: seen.layers, ranges: [...known, ...fresh] }
+}
+
+function asListed({ diffId, layerSize }: LayerRecord): ListedLayer {
+  return { diffId: diffId as Digest, layerSize }
+}
+
+function chainIdOf(layers: readonly LayerRecord[]): string {
+  return String(layerChainIds(layers.map(({ diffId }) => diffId as Digest)).at(-1))
+}
+
+function sentenceOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}
