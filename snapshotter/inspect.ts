@@ -1,7 +1,8 @@
 import { z } from 'zod'
 import type { BlockRequest, BlockSource } from './block-source.ts'
 import { boundedParallel } from './dag/bounded-parallel.ts'
-import { IpdrImage } from './dag/ipdr-image.ts'
+import type { IpfsImage } from './dag/ipfs-image.ts'
+import { openIpfsImage } from './dag/open-ipfs-image.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
 import { ImageError, LayerError } from './errors.ts'
 import { type Digest, verifyDigest } from './oci/digest.ts'
@@ -90,7 +91,7 @@ export async function inspectImage(
   { blocks, signal }: { readonly blocks: BlockSource; readonly signal: AbortSignal },
 ): Promise<ImageInspection> {
   const request = { priority: 'foreground', signal } as const
-  const image = await IpdrImage.open(root, blocks, request)
+  const image = await openIpfsImage(root, blocks, request)
   const { bytes, digest, mediaType } = await image.manifest(selector, request)
   const found = parseManifest(bytes, `manifest ${selector} of ${root.toString()}`)
   const manifests: ManifestInspection[] = []
@@ -107,7 +108,7 @@ export async function inspectImage(
 
 /** An entry of an index; one whose manifest was not published is no failure of the others. */
 async function inspectEntry(
-  image: IpdrImage,
+  image: IpfsImage,
   digest: Digest,
   platform: Platform | undefined,
   request: BlockRequest,
@@ -128,7 +129,7 @@ async function inspectEntry(
 }
 
 async function inspectManifest(
-  image: IpdrImage,
+  image: IpfsImage,
   manifest: ImageManifest,
   { digest, size }: { readonly digest: Digest; readonly size: number },
   request: BlockRequest,
@@ -221,7 +222,7 @@ const summarySchema = z.object({
 })
 
 async function readConfig(
-  image: IpdrImage,
+  image: IpfsImage,
   { config: { digest } }: ImageManifest,
   request: BlockRequest,
 ): Promise<{ platform: Platform; diffIds: readonly Digest[]; config: ConfigSummary }> {

@@ -1,6 +1,6 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
-import { IpdrImage } from '../dag/ipdr-image.ts'
+import { openIpfsImage } from '../dag/open-ipfs-image.ts'
 import { ImageError } from '../errors.ts'
 import { type Digest, verifyDigest } from '../oci/digest.ts'
 import { parseImageConfig } from '../oci/image-config.ts'
@@ -33,7 +33,7 @@ export class Images {
     const manifest = parseManifest(found.bytes, name)
     if (manifest.kind === 'index') return undefined
     checkRunnable(manifest, name)
-    const image = await IpdrImage.open(root, this.#blocks, request)
+    const image = await openIpfsImage(root, this.#blocks, request)
     const configFile = await image.blob(manifest.config.digest, request)
     const configName = `config ${manifest.config.digest} of ${rootCid}`
     if (configFile.size !== manifest.config.size) {
@@ -52,7 +52,8 @@ export class Images {
         { root: rootCid, digest: found.digest },
       )
     }
-    const blobCids = await blobsOf(image, request)
+    const blobDigests = manifest.layers.map(({ digest }) => digest)
+    const blobCids = await image.blobCids(blobDigests, request)
     const chainIds = layerChainIds(diffIds)
     const layers = manifest.layers.map((descriptor, position): ImageLayer => {
       const blobCid = blobCids.get(descriptor.digest)
@@ -83,7 +84,7 @@ export class Images {
 
   /** The image of a tag or digest under `root` for this node's platform, remembered. Rejects as `remember`. */
   async resolve(root: CID, selector: string, request: BlockRequest): Promise<ImageRecord> {
-    const image = await IpdrImage.open(root, this.#blocks, request)
+    const image = await openIpfsImage(root, this.#blocks, request)
     const found = await image.manifest(selector, request)
     const remembered = await this.remember(root, found, request)
     if (remembered !== undefined) return remembered
@@ -93,11 +94,4 @@ export class Images {
     const { digest } = chooseManifest(index, nodePlatform(), name)
     return this.resolve(root, digest, request)
   }
-}
-
-async function blobsOf(image: IpdrImage, request: BlockRequest): Promise<Map<string, CID>> {
-  const entries = await image.entries(request)
-  return new Map(
-    entries.filter(({ folder }) => folder === 'blobs').map(({ name, cid }) => [name, cid]),
-  )
 }
