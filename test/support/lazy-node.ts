@@ -4,6 +4,7 @@ import { createReadStream, mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
+import { CID } from 'multiformats/cid'
 import { BlockRepository } from '../../agent/ipfs/repository.ts'
 import { listMounts, type MountEntry } from '../../snapshotter/kernel/mountinfo.ts'
 import { type Digest, digestOf } from '../../snapshotter/oci/digest.ts'
@@ -20,6 +21,7 @@ import { AgentProcess } from './agent.ts'
 import { Containerd, writeHostsFile } from './containerd.ts'
 import { Cri } from './cri.ts'
 import type { OciLayout } from './images/oci-layout.ts'
+import type { MemoryBlocks } from './memory-blocks.ts'
 import { type MountToMake, mountAll } from './mount-all.ts'
 import { runCommand } from './run-command.ts'
 import { Scratch } from './scratch.ts'
@@ -93,6 +95,12 @@ export class Publisher implements AsyncDisposable {
     for (const digest of digests) directory.addBlob(digest, await importFile(digest))
     const { cid } = await directory.write(repository, signal)
     return cid.toString()
+  }
+
+  /** Offers blocks that were made elsewhere. */
+  async offer({ blocks }: MemoryBlocks): Promise<void> {
+    await using repository = await BlockRepository.open(this.#repository)
+    for (const [cid, block] of blocks) await repository.put(CID.parse(cid), block)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
