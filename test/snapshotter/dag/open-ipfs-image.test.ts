@@ -188,3 +188,31 @@ test.each(['descriptor', 'index.json'])(
     }
   },
 )
+
+test('a blob of an OCI layout that lies under the digest of another is refused', async () => {
+  const blocks = new MemoryBlocks()
+  const path = `blobs/sha256/${image.manifestDigest.slice(7)}`
+  const forged = Buffer.concat([image.manifest, Buffer.from(' ')])
+  const root = await blocks.addDirectory({ ...ociFiles([named('v1')]), [path]: forged })
+  const opened = await openIpfsImage(root, blocks, request)
+  const failure = await failureOf(() => opened.manifest('v1', request))
+  expect(failure).toMatchObject({ name: 'ImageError', code: 'DATA_LOSS' })
+  expect(failure.message).toContain(`asked for was ${image.manifestDigest}`)
+})
+
+test('an OCI layout of a version that is not known, or whose index.json is a manifest, is refused with the reason', async () => {
+  const blocks = new MemoryBlocks()
+  const files = ociFiles([named('v1')])
+  for (const [changed, reason] of [
+    [
+      { 'oci-layout': json({ imageLayoutVersion: '2.0.0' }) },
+      /imageLayoutVersion: must be 1\.0\.0/,
+    ],
+    [{ 'index.json': image.manifest }, /index\.json of .* is a manifest, it must be an index/],
+  ] as const) {
+    const root = await blocks.addDirectory({ ...files, ...changed })
+    const failure = await failureOf(() => openIpfsImage(root, blocks, request))
+    expect(failure).toMatchObject({ name: 'ImageError', code: 'INVALID_ARGUMENT' })
+    expect(failure.message).toMatch(reason)
+  }
+})
