@@ -1,6 +1,8 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from './block-source.ts'
-import { IpdrImage } from './dag/ipdr-image.ts'
+import type { IpfsImage } from './dag/ipfs-image.ts'
+import { openIpfsImage } from './dag/open-ipfs-image.ts'
+import { findSideIndex } from './dag/side-indexes.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
 import { CodedError, ImageError } from './errors.ts'
 import { indexGzipLayer } from './layers/index-gzip-layer.ts'
@@ -74,7 +76,7 @@ export async function indexImage(
 ): Promise<IndexedImage> {
   const { blocks, sink, signal } = options
   const request = { priority: 'foreground', signal } as const
-  const image = await IpdrImage.open(root, blocks, request)
+  const image = await openIpfsImage(root, blocks, request)
   const indexing = new ImageIndexing(image, options)
   for (const manifest of await manifestsOf(image, selector, request)) {
     await indexing.manifest(manifest, request)
@@ -88,10 +90,10 @@ export async function indexImage(
 class ImageIndexing {
   readonly layers: Map<Digest, LayerIndexing> = new Map()
   readonly added: Map<Digest, Uint8Array> = new Map()
-  readonly #image: IpdrImage
+  readonly #image: IpfsImage
   readonly #options: IndexImageOptions
 
-  constructor(image: IpdrImage, options: IndexImageOptions) {
+  constructor(image: IpfsImage, options: IndexImageOptions) {
     this.#image = image
     this.#options = options
   }
@@ -175,7 +177,7 @@ class ImageIndexing {
   async #indexBefore(layer: IndexedLayer, request: BlockRequest): Promise<Uint8Array | undefined> {
     const named = { digest: layer.blobDigest, size: layer.blobSize }
     try {
-      const stored = await this.#image.readSideIndex(named, request)
+      const stored = await findSideIndex(this.#image.root, named, this.#options.blocks, request)
       if (stored !== undefined) decodeSideIndex(stored, layer)
       return stored
     } catch (error) {
@@ -215,7 +217,7 @@ const WHY_IMPOSSIBLE = {
 
 /** The manifest of the selector, or those of an index that are container images and that were published. */
 async function manifestsOf(
-  image: IpdrImage,
+  image: IpfsImage,
   selector: string,
   request: BlockRequest,
 ): Promise<ImageManifest[]> {
@@ -244,7 +246,7 @@ async function manifestsOf(
 }
 
 async function diffIdsOf(
-  image: IpdrImage,
+  image: IpfsImage,
   { config: { digest } }: ImageManifest,
   request: BlockRequest,
 ): Promise<readonly Digest[]> {

@@ -3,7 +3,9 @@ import { z } from 'zod'
 import type { BlockRequest, BlockSource } from './block-source.ts'
 import type { ByteRange } from './byte-range.ts'
 import { boundedParallel } from './dag/bounded-parallel.ts'
-import { IpdrImage } from './dag/ipdr-image.ts'
+import type { IpfsImage } from './dag/ipfs-image.ts'
+import { openIpfsImage } from './dag/open-ipfs-image.ts'
+import { findSideIndex } from './dag/side-indexes.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import { type Digest, verifyDigest } from './oci/digest.ts'
@@ -122,7 +124,7 @@ export async function inspectImage(
   { blocks, signal }: { readonly blocks: BlockSource; readonly signal: AbortSignal },
 ): Promise<ImageInspection> {
   const request = { priority: 'foreground', signal } as const
-  const image = await IpdrImage.open(root, blocks, request)
+  const image = await openIpfsImage(root, blocks, request)
   const { bytes, digest, mediaType } = await image.manifest(selector, request)
   const found = parseManifest(bytes, `manifest ${selector} of ${root.toString()}`)
   const manifests: ManifestInspection[] = []
@@ -142,7 +144,7 @@ type Reading = { readonly blocks: BlockSource; readonly request: BlockRequest }
 
 /** An entry of an index; one whose manifest was not published is no failure of the others. */
 async function inspectEntry(
-  image: IpdrImage,
+  image: IpfsImage,
   { digest, platform }: { readonly digest: Digest; readonly platform: Platform | undefined },
   { blocks, request }: Reading,
 ): Promise<ManifestInspection> {
@@ -163,7 +165,7 @@ async function inspectEntry(
 }
 
 async function inspectManifest(
-  image: IpdrImage,
+  image: IpfsImage,
   manifest: ImageManifest,
   { digest, size }: { readonly digest: Digest; readonly size: number },
   { blocks, request }: Reading,
@@ -179,7 +181,8 @@ async function inspectManifest(
     const read = await inspectBlob(blob, layer.annotations ?? {}, { ...request, signal })
     const diffId = diffIds[position] ?? layer.digest
     const named = { blobDigest: layer.digest, blobSize: blob.size, diffId }
-    const lazy = await inspectSideIndex(image, named, read.lazy, { ...request, signal })
+    const reading = { blocks, request: { ...request, signal } }
+    const lazy = await inspectSideIndex(image.root, named, read.lazy, reading)
     layers[position] = {
       digest: layer.digest,
       diffId: diffIds[position],
@@ -264,15 +267,15 @@ async function inspectBlob(
 
 /** How a layer can be read that cannot be read lazily by itself: by an index beside the image, if there is one and it fits. */
 async function inspectSideIndex(
-  image: IpdrImage,
+  root: CID,
   layer: IndexedLayer,
   byItself: LazyReading,
-  request: BlockRequest,
+  { blocks, request }: Reading,
 ): Promise<LazyReading> {
   if (byItself.kind !== 'none') return byItself
   const named = { digest: layer.blobDigest, size: layer.blobSize }
   try {
-    const stored = await image.readSideIndex(named, request)
+    const stored = await findSideIndex(root, named, blocks, request)
     if (stored === undefined) return byItself
     return byTable('side index', decodeSideIndex(stored, layer).toc)
   } catch (error) {
@@ -310,7 +313,7 @@ const summarySchema = z.object({
 })
 
 async function readConfig(
-  image: IpdrImage,
+  image: IpfsImage,
   { config: { digest } }: ImageManifest,
   request: BlockRequest,
 ): Promise<{ platform: Platform; diffIds: readonly Digest[]; config: ConfigSummary }> {

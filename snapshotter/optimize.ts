@@ -1,6 +1,6 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from './block-source.ts'
-import { IpdrImage } from './dag/ipdr-image.ts'
+import { openIpfsImage } from './dag/open-ipfs-image.ts'
 import { ImageError } from './errors.ts'
 import type { Digest } from './oci/digest.ts'
 import { IMAGE_CONFIG_BYTES_MAX, type ImageConfig, parseImageConfig } from './oci/image-config.ts'
@@ -95,7 +95,7 @@ async function runnableManifests(
   blocks: BlockSource,
   request: BlockRequest,
 ): Promise<RunnableManifest[]> {
-  const image = await IpdrImage.open(root, blocks, request)
+  const image = await openIpfsImage(root, blocks, request)
   const read = async (reference: string): Promise<RunnableManifest[]> => {
     const { bytes, digest } = await image.manifest(reference, request)
     const found = parseManifest(bytes, `manifest ${reference} of ${root.toString()}`)
@@ -129,7 +129,7 @@ async function tablesOf(
   list: PrefetchList,
   { root, blocks, request }: { root: CID; blocks: BlockSource; request: BlockRequest },
 ): Promise<{ diffId: Digest; layerSize: number; toc: LayerToc }[]> {
-  const image = await IpdrImage.open(root, blocks, request)
+  const image = await openIpfsImage(root, blocks, request)
   const tables = []
   for (const [position, { digest, annotations = {} }] of manifest.layers.entries()) {
     const blob = await image.blob(digest, request)

@@ -2,7 +2,7 @@ import { BlobStore } from './blobs/blob-store.ts'
 import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
 import type { LazyLayer } from './blobs/lazy-layer.ts'
 import type { BlockSource, Priority } from './block-source.ts'
-import { IpdrImageDirectory } from './dag/ipdr-image-directory.ts'
+import { IpfsImageDirectory } from './dag/ipfs-image-directory.ts'
 import { type KernelReport, probeKernel } from './erofs/probe-kernel.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import { FuseServer } from './fuse/fuse-server.ts'
@@ -97,7 +97,7 @@ export class Snapshotter implements AsyncDisposable {
     opened: AsyncDisposableStack,
   ) {
     this.snapshots = faces.snapshots
-    this.directory = new IpdrImageDirectory(parts.blocks)
+    this.directory = new IpfsImageDirectory(parts.blocks)
     this.kernel = faces.kernel
     this.failed = failureOf(parts.fuse)
     this.#parts = parts

@@ -1,6 +1,7 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
-import { IpdrImage } from '../dag/ipdr-image.ts'
+import { openIpfsImage } from '../dag/open-ipfs-image.ts'
+import { listSideIndexes } from '../dag/side-indexes.ts'
 import { CodedError, ImageError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import { type Digest, verifyDigest } from '../oci/digest.ts'
@@ -36,7 +37,7 @@ export class Images {
     const manifest = parseManifest(found.bytes, name)
     if (manifest.kind === 'index') return undefined
     checkRunnable(manifest, name)
-    const image = await IpdrImage.open(root, this.#blocks, request)
+    const image = await openIpfsImage(root, this.#blocks, request)
     const configFile = await image.blob(manifest.config.digest, request)
     const configName = `config ${manifest.config.digest} of ${rootCid}`
     if (configFile.size !== manifest.config.size) {
@@ -55,8 +56,9 @@ export class Images {
         { root: rootCid, digest: found.digest },
       )
     }
-    const blobCids = await blobsOf(image, request)
-    const indexCids = await this.#sideIndexesOf(image, request)
+    const blobDigests = manifest.layers.map(({ digest }) => digest)
+    const blobCids = await image.blobCids(blobDigests, request)
+    const indexCids = await this.#sideIndexesOf(root, request)
     const chainIds = layerChainIds(diffIds)
     const layers = manifest.layers.map((descriptor, position): ImageLayer => {
       const blobCid = blobCids.get(descriptor.digest)
@@ -88,7 +90,7 @@ export class Images {
 
   /** The image of a tag or digest under `root` for this node's platform, remembered. Rejects as `remember`. */
   async resolve(root: CID, selector: string, request: BlockRequest): Promise<ImageRecord> {
-    const image = await IpdrImage.open(root, this.#blocks, request)
+    const image = await openIpfsImage(root, this.#blocks, request)
     const found = await image.manifest(selector, request)
     const remembered = await this.remember(root, found, request)
     if (remembered !== undefined) return remembered
@@ -100,24 +102,17 @@ export class Images {
   }
 
   /** An image is not worse for a directory of indexes that cannot be read: its layers are then read without. */
-  async #sideIndexesOf(image: IpdrImage, request: BlockRequest): Promise<Map<string, CID>> {
+  async #sideIndexesOf(root: CID, request: BlockRequest): Promise<ReadonlyMap<string, CID>> {
     try {
-      return await image.sideIndexes(request)
+      return await listSideIndexes(root, this.#blocks, request)
     } catch (error) {
       if (request.signal.aborted || !(error instanceof CodedError)) throw error
-      const root = image.root.toString()
+      const image = root.toString()
       this.#log.warn(
-        { image: root, reason: error.message },
-        `the indexes beside image ${root} cannot be used, so its layers are read without them: ${error.message}`,
+        { image, reason: error.message },
+        `the indexes beside image ${image} cannot be used, so its layers are read without them: ${error.message}`,
       )
       return new Map()
     }
   }
-}
-
-async function blobsOf(image: IpdrImage, request: BlockRequest): Promise<Map<string, CID>> {
-  const entries = await image.entries(request)
-  return new Map(
-    entries.filter(({ folder }) => folder === 'blobs').map(({ name, cid }) => [name, cid]),
-  )
 }

@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net'
 import { fastify } from 'fastify'
 import { CID } from 'multiformats/cid'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { IpdrImageDirectory } from '../../snapshotter/dag/ipdr-image-directory.ts'
+import { IpfsImageDirectory } from '../../snapshotter/dag/ipfs-image-directory.ts'
 import { BlockError } from '../../snapshotter/errors.ts'
 import { MEDIA_TYPES } from '../../snapshotter/oci/descriptor.ts'
 import { digestOf } from '../../snapshotter/oci/digest.ts'
@@ -36,7 +36,7 @@ let root = ''
 beforeAll(async () => {
   rootCid = await blocks.addDirectory({ ...image.files, 'manifests/v1': image.manifest })
   root = rootCid.toString()
-  const images = new IpdrImageDirectory(blocks)
+  const images = new IpfsImageDirectory(blocks)
   const onManifest = async (manifest: ServedManifest): Promise<void> => void served.push(manifest)
   await app.register(registryService({ images, log, onManifest }))
   origin = await app.listen({ host: '127.0.0.1', port: 0 })
@@ -336,7 +336,7 @@ describe('content that cannot be had', () => {
   test('a layer whose first block nobody has is an error, not a broken connection', async () => {
     const other = new MemoryBlocks()
     const cid = await other.addDirectory(image.files)
-    const images = new IpdrImageDirectory(other)
+    const images = new IpfsImageDirectory(other)
     const blob = await images.blob(cid, layerDigest, new AbortController().signal)
     expect(blob.size).toBe(700_000)
     for (const [name, block] of other.blocks)
@@ -357,7 +357,7 @@ describe('content that cannot be had', () => {
     const other = new MemoryBlocks()
     const cid = await other.addDirectory({ ...image.files, [`blobs/${unknownDigest}`]: layerBytes })
     const lying = fastify()
-    await lying.register(registryService({ images: new IpdrImageDirectory(other), log }))
+    await lying.register(registryService({ images: new IpfsImageDirectory(other), log }))
     await lying.listen({ host: '127.0.0.1', port: 0 })
     const { port } = lying.server.address() as AddressInfo
     try {
@@ -377,5 +377,57 @@ describe('content that cannot be had', () => {
     } finally {
       await lying.close()
     }
+  })
+})
+
+describe('layouts of other publishers', () => {
+  const json = (value: unknown): Uint8Array => Buffer.from(JSON.stringify(value))
+  const describing = (bytes: Uint8Array, mediaType: string): object => ({
+    mediaType,
+    digest: digestOf(bytes),
+    size: bytes.length,
+  })
+
+  async function addOciLayout(): Promise<{ root: CID; manifest: Uint8Array }> {
+    const parts = [image.manifest, image.config, layerBytes]
+    const files = parts.map((bytes) => [`blobs/sha256/${digestOf(bytes).slice(7)}`, bytes])
+    const manifests = [describing(image.manifest, MEDIA_TYPES.ociManifest)]
+    const root = await blocks.addDirectory({
+      'oci-layout': json({ imageLayoutVersion: '1.0.0' }),
+      'index.json': json({ schemaVersion: 2, manifests }),
+      ...(Object.fromEntries(files) as Record<string, Uint8Array>),
+    })
+    return { root, manifest: image.manifest }
+  }
+
+  async function addIpcr(): Promise<{ root: CID; manifest: Uint8Array }> {
+    const add = async (bytes: Uint8Array, mediaType: string): Promise<object> => {
+      const urls = [`ipfs://${(await blocks.addFile(bytes)).toString()}`]
+      return { ...describing(bytes, mediaType), urls }
+    }
+    const config = await add(image.config, MEDIA_TYPES.ociConfig)
+    const layers = [await add(layerBytes, 'application/vnd.oci.image.layer.v1.tar')]
+    const manifest = json({ schemaVersion: 2, config, layers })
+    const descriptor = await add(manifest, MEDIA_TYPES.ociManifest)
+    return { root: await blocks.addFile(json(descriptor)), manifest }
+  }
+
+  test.each([
+    ['an OCI layout in a directory', addOciLayout],
+    ['a descriptor with ipfs:// addresses', addIpcr],
+  ])('manifest, config and layer of %s are served as of any image', async (_, add) => {
+    const { root, manifest } = await add()
+    for (const reference of ['latest', digestOf(manifest)]) {
+      const response = await get(`/v2/${root.toString()}/manifests/${reference}`)
+      expect(response.status).toBe(200)
+      expect(digestOf(new Uint8Array(await response.arrayBuffer()))).toBe(digestOf(manifest))
+    }
+    for (const digest of [image.configDigest, layerDigest]) {
+      const response = await get(`/v2/${root.toString()}/blobs/${digest}`)
+      expect(response.status).toBe(200)
+      expect(digestOf(new Uint8Array(await response.arrayBuffer()))).toBe(digest)
+    }
+    const unknown = await get(`/v2/${root.toString()}/manifests/v2`)
+    expect(await errorOf(unknown)).toMatchObject({ status: 404, code: 'MANIFEST_UNKNOWN' })
   })
 })

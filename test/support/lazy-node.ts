@@ -4,6 +4,8 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
+import { CID } from 'multiformats/cid'
+import { BlockRepository } from '../../agent/ipfs/repository.ts'
 import { listMounts, type MountEntry } from '../../snapshotter/kernel/mountinfo.ts'
 import { parseImageConfig } from '../../snapshotter/oci/image-config.ts'
 import { layerChainIds } from '../../snapshotter/oci/layer-chain-id.ts'
@@ -13,6 +15,7 @@ import { Containerd, writeHostsFile } from './containerd.ts'
 import { Cri } from './cri.ts'
 import type { OciLayout } from './images/oci-layout.ts'
 import { importAsIs } from './import-as-is.ts'
+import type { MemoryBlocks } from './memory-blocks.ts'
 import { type MountToMake, mountAll } from './mount-all.ts'
 import { runCommand } from './run-command.ts'
 import { Scratch } from './scratch.ts'
@@ -76,6 +79,12 @@ export class Publisher implements AsyncDisposable {
   async index(root: string): Promise<string> {
     const words = ['index', root, '--repository', this.#repository, '--output', 'json']
     return (JSON.parse(await runCommand(IPDR, words)) as { root: string }).root
+  }
+
+  /** Offers blocks that were made elsewhere. */
+  async offer({ blocks }: MemoryBlocks): Promise<void> {
+    await using repository = await BlockRepository.open(this.#repository)
+    for (const [cid, block] of blocks) await repository.put(CID.parse(cid), block)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

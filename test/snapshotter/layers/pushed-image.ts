@@ -1,4 +1,4 @@
-import { IpdrImage } from '../../../snapshotter/dag/ipdr-image.ts'
+import { openIpfsImage } from '../../../snapshotter/dag/open-ipfs-image.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import { layerChainIds } from '../../../snapshotter/oci/layer-chain-id.ts'
 import { pushImage } from '../../../snapshotter/publish/push-image.ts'
@@ -29,7 +29,7 @@ export async function pushTars(
     },
   }
   const { root, digest } = await pushImage(image, sink, { signal })
-  const published = await IpdrImage.open(root, blocks, { priority: 'foreground', signal })
+  const published = await openIpfsImage(root, blocks, { priority: 'foreground', signal })
   const { bytes } = await published.manifest(digest, { priority: 'foreground', signal })
   return {
     root,

@@ -87,7 +87,9 @@ async function push(
     },
   }
   const pushed = await pushImage(image, sink, { signal, ...(onProgress && { onProgress }) })
-  return { pushed, blocks, image: await IpdrImage.open(pushed.root, blocks, request) }
+  const opened = await IpdrImage.open(pushed.root, blocks, request)
+  if (opened === undefined) throw new Error('what was pushed has both directories')
+  return { pushed, blocks, image: opened }
 }
 
 async function blobBytes(image: IpdrImage, digest: string): Promise<Buffer> {

@@ -1,16 +1,17 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockSource } from '../block-source.ts'
 import type { ImageDirectory, RegistryBlob } from '../registry-service.ts'
-import { type FoundManifest, IpdrImage } from './ipdr-image.ts'
+import type { FoundManifest, IpfsImage } from './ipfs-image.ts'
+import { openIpfsImage } from './open-ipfs-image.ts'
 import type { UnixfsFile } from './unixfs-file.ts'
 
 /** Images and blobs kept open between requests: a pull asks for a blob in parts. 64 lists of 1,200 leaves are 3 MB. */
 const OPEN_MAX = 64
 
 /** The images that `blocks` leads to, for the registry. */
-export class IpdrImageDirectory implements ImageDirectory {
+export class IpfsImageDirectory implements ImageDirectory {
   readonly #blocks: BlockSource
-  readonly #images = new Map<string, IpdrImage>()
+  readonly #images = new Map<string, IpfsImage>()
   readonly #blobs = new Map<string, UnixfsFile>()
 
   constructor(blocks: BlockSource) {
@@ -38,9 +39,9 @@ export class IpdrImageDirectory implements ImageDirectory {
     return image.tags({ priority: 'foreground', signal })
   }
 
-  #image(root: CID, signal: AbortSignal): Promise<IpdrImage> {
+  #image(root: CID, signal: AbortSignal): Promise<IpfsImage> {
     return recalled(this.#images, root.toString(), () =>
-      IpdrImage.open(root, this.#blocks, { priority: 'foreground', signal }),
+      openIpfsImage(root, this.#blocks, { priority: 'foreground', signal }),
     )
   }
 }
