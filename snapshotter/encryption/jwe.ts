@@ -12,7 +12,7 @@ import { LayerError } from '../errors.ts'
 /** ocicrypt, keywrap/jwe/keywrapper_jwe.go: RSA keys with RSA-OAEP, all others with ECDH-ES+A256KW, content A256GCM. */
 const CONTENT_ENCRYPTION = 'A256GCM'
 const EC_ALGORITHM = 'ECDH-ES+A256KW'
-/** RSA-OAEP-256 is not written by ocicrypt, but read by it. */
+/** ocicrypt writes the first; the second is what other writers of JWE prefer. */
 const RSA_ALGORITHMS = ['RSA-OAEP', 'RSA-OAEP-256']
 
 /** Most that a compressed JWE may expand to. 4 KiB: the private options have 200 bytes. */
