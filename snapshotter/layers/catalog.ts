@@ -240,13 +240,13 @@ export class Catalog implements Disposable {
     return Number(row?.['id'])
   }
 
-  /** A layer as the image seen last names it; undefined if no image does. */
-  imageLayer(blobCid: string): ImageLayer | undefined {
+  /** Every way in which an image on this node describes the layer with this blob; of the image seen last first. */
+  imageLayers(blobCid: string): ImageLayer[] {
     return this.#imageLayers(
       `SELECT image_layers.* FROM image_layers JOIN images ON image_id = images.id
-       WHERE blob_cid = ? ORDER BY seen_at_ms DESC LIMIT 1`,
+       WHERE blob_cid = ? ORDER BY seen_at_ms DESC`,
       blobCid,
-    )[0]
+    )
   }
 
   /** The side index that every image with this layer names; undefined if they do not all name the same one. */

@@ -4,6 +4,7 @@ import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import { ImageError, LayerError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import type { ClaimedLayer, ClaimRequest, LazyLayers } from '../snapshots/lazy-layers.ts'
+import { tablesNamed } from '../toc/table-annotations.ts'
 import type { Catalog, ImageLayer, ImageRecord, LayerRecord } from './catalog.ts'
 import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
@@ -118,7 +119,8 @@ export class Layers implements LazyLayers, AsyncDisposable {
     const record = await unlessAborted(asked, signal)
     // Whichever of them containerd is pulling, it would take this layer for its own.
     const pulled = images.filter(({ seenAtMs }) => Date.now() - seenAtMs < PULL_LONGEST_MS)
-    const isContested = new Set(pulled.map(blobOf)).size > 1
+    const isContested =
+      new Set(pulled.map(blobOf)).size > 1 || !this.#isDescribedAlike(record.blobCid)
     if (isContested && !record.verified) await this.fetchWhole(record, signal)
     catalog.touchLayer(record.id)
     return { layer: record.id, size: BigInt(record.blobSize), inodes: BigInt(record.inodes) }
@@ -144,8 +146,23 @@ export class Layers implements LazyLayers, AsyncDisposable {
     this.#parts.mounts.release(layer)
   }
 
-  /** The layer, once it can be mounted. Rejects as `LayerBuilder.build`. */
+  /**
+   * The layer, once it can be mounted. Rejects as `LayerBuilder.build`, and with LayerError DATA_LOSS if the blob is here as
+   * another tar than the image says.
+   */
   async ready(layer: ImageLayer): Promise<LayerRecord> {
+    const record = await this.#ofBlob(layer)
+    if (record.diffId === layer.diffId) return record
+    // One blob is one tar. Snapshots are named by what images claim: this one would pass for another image's layer.
+    if (!record.verified) await this.fetchWhole(record, this.#closing.signal)
+    throw new LayerError(
+      'DATA_LOSS',
+      `layer ${layer.blobDigest} at ${layer.blobCid} is the tar ${record.diffId}, the image says ${layer.diffId}`,
+      { digest: layer.blobDigest, cid: layer.blobCid },
+    )
+  }
+
+  async #ofBlob(layer: ImageLayer): Promise<LayerRecord> {
     const { catalog } = this.#parts
     const known = catalog.layerByBlob(layer.blobCid)
     if (known?.state === 'ready') return known
@@ -171,14 +188,17 @@ export class Layers implements LazyLayers, AsyncDisposable {
    * checked at first: an image could claim the diff ID of a well-known base for bytes of its own, and containerd would use
    * that snapshot for the well-known image too. So where another blob claims the same diff ID, it is fetched whole
    * and checked before the new image is handed out. So is the same blob where it was built by a side index that this image does
-   * not name: that index may be wrong about names and bytes. Rejects with BlockError if it cannot be fetched.
+   * not name, or where images name different tables of contents in it: that table may be wrong about names and bytes. Rejects
+   * with BlockError if it cannot be fetched.
    */
   async checkRivals(image: ImageRecord, signal: AbortSignal): Promise<void> {
     const { catalog, log } = this.#parts
     for (const layer of image.layers) {
       for (const { id, blobCid } of catalog.layersByDiffId(layer.diffId)) {
         const isSame = (indexCid: string | undefined): boolean =>
-          blobCid === layer.blobCid && (indexCid === undefined || indexCid === layer.indexCid)
+          blobCid === layer.blobCid &&
+          (indexCid === undefined || indexCid === layer.indexCid) &&
+          this.#isDescribedAlike(blobCid)
         const building = this.#building.get(blobCid)
         if (building !== undefined && isSame(building.indexCid)) continue
         // Whether its image can be had is nothing to this one.
@@ -321,6 +341,12 @@ export class Layers implements LazyLayers, AsyncDisposable {
     }
   }
 
+  /** Whether all images on this node that have the layer look for its table of contents in the same place. */
+  #isDescribedAlike(blobCid: string): boolean {
+    const named = this.#parts.catalog.imageLayers(blobCid)
+    return new Set(named.map(({ annotations }) => tablesNamed(annotations))).size <= 1
+  }
+
   /** Ends all reading of a layer that was found to be a lie. */
   #spoil(
     record: LayerRecord,
@@ -341,7 +367,9 @@ export class Layers implements LazyLayers, AsyncDisposable {
   async #usable(layer: number): Promise<LayerRecord> {
     const record = this.#parts.catalog.layer(layer)
     if (record?.state === 'ready') return record
-    const named = record && this.#parts.catalog.imageLayer(record.blobCid)
+    const named =
+      record &&
+      this.#parts.catalog.imageLayers(record.blobCid).find(({ diffId }) => diffId === record.diffId)
     if (named === undefined) {
       throw new ImageError(
         'NOT_FOUND',

@@ -1,0 +1,21 @@
+import { ESTARGZ_TOC_DIGEST_ANNOTATION } from './estargz/fetch-estargz-toc.ts'
+import { LAYER_INDEX_ANNOTATION } from './layer-index.ts'
+import {
+  CHUNKED_CHECKSUM_ANNOTATION,
+  CHUNKED_POSITION_ANNOTATION,
+  TAR_SPLIT_POSITION_ANNOTATION,
+} from './zstd-chunked.ts'
+
+/** Every annotation of a descriptor that decides where a layer's table of contents is looked for, and which one is believed. */
+const TABLE_ANNOTATIONS = [
+  LAYER_INDEX_ANNOTATION,
+  ESTARGZ_TOC_DIGEST_ANNOTATION,
+  CHUNKED_CHECKSUM_ANNOTATION,
+  CHUNKED_POSITION_ANNOTATION,
+  TAR_SPLIT_POSITION_ANNOTATION,
+] as const
+
+/** What a descriptor says of its layer's table of contents: the same text for descriptors that lead to the same table. */
+export function tablesNamed(annotations: Readonly<Record<string, string>>): string {
+  return JSON.stringify(TABLE_ANNOTATIONS.map((name) => annotations[name] ?? null))
+}
