@@ -2,6 +2,8 @@ import type { Command } from './command.ts'
 import { cacheGc } from './commands/cache-gc.ts'
 import { cacheLs } from './commands/cache-ls.ts'
 import { cacheRm } from './commands/cache-rm.ts'
+import { exportCommand } from './commands/export-car.ts'
+import { importCommand } from './commands/import-car.ts'
 import { indexLayers } from './commands/index-layers.ts'
 import { inspect } from './commands/inspect.ts'
 import { optimize } from './commands/optimize.ts'
@@ -21,6 +23,8 @@ export const COMMANDS: readonly Command[] = [
   inspect,
   indexLayers,
   optimize,
+  importCommand,
+  exportCommand,
   repositoryLs,
   repositoryRm,
   repositoryGc,

@@ -1,0 +1,106 @@
+import { randomUUID } from 'node:crypto'
+import { createWriteStream } from 'node:fs'
+import { rename, rm } from 'node:fs/promises'
+import { resolve } from 'node:path'
+import { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { isUnixfsCodec } from '../../ipfs/dag-links.ts'
+import type { DagBlock } from '../../ipfs/walk-dag.ts'
+import { type Command, defineCommand } from '../command.ts'
+import { EXIT_CODES } from '../exit-codes.ts'
+import { CommandFailure } from '../failure.ts'
+import { imageReference } from '../image-argument.ts'
+import { openInspectionBlocks } from '../inspection-blocks.ts'
+import { PLACES_OPTIONS } from '../places-options.ts'
+import { count, formatBytes } from '../quantity.ts'
+import { REPOSITORY_OPTION } from '../repository-option.ts'
+
+/** `ipdr export` */
+export const exportCommand: Command = defineCommand({
+  name: 'export',
+  usage: '<image>',
+  summary: 'Write an image as a CAR file',
+  description: [
+    'Writes every block of an image, all tags and platforms, as a CAR (version 1) with the image as its root: in depth-first order, each block once, so that one image is always the same file. Other IPFS tools read it, and ipdr import.',
+    'Blocks come from your own repository, else from the gateways and peers that you name; each is checked. A file is there under its name only when it is whole. An image that is a file with an OCI descriptor (as nerdctl writes) cannot be exported.',
+  ],
+  args: {
+    image: { type: 'string', demandOption: true, describe: 'A CID, or ipdr.internal/<cid>' },
+  },
+  options: {
+    to: {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Write this file; standard output unless given',
+      valueName: 'FILE',
+    },
+    repository: REPOSITORY_OPTION,
+    ...PLACES_OPTIONS,
+  },
+  examples: [
+    ['ipdr export <cid> --to app.car', 'an image that you published'],
+    ['ipdr export <cid> --gateway http://10.0.0.7:8080 > app.car', 'one that a gateway has'],
+  ],
+  seeAlso: ['ipdr import', 'ipdr push', 'ipdr inspect'],
+  async run({ image, to, repository, gateway, peer }, { output, progress, signal }) {
+    const { root } = imageReference(image)
+    if (to === undefined && process.stdout.isTTY) {
+      const next = 'Name a file with --to, or send standard output to one.'
+      throw new CommandFailure(EXIT_CODES.usage, 'a CAR is not written to a terminal', next)
+    }
+    await using opened = new AsyncDisposableStack()
+    const places = { repository, gateways: gateway, peers: peer }
+    const blocks = await openInspectionBlocks(places, opened)
+    const { imageOutline } = await import('../../../snapshotter/image-outline.ts')
+    const { isLinked } = await imageOutline(root, { blocks, signal })
+    if (!isLinked || !isUnixfsCodec(root)) {
+      throw new CommandFailure(
+        EXIT_CODES.failure,
+        `image ${root.toString()} is an OCI descriptor that names its blobs by URL; a CAR of it would not hold them`,
+        'Pull it, and ipdr push it again: that image can be exported.',
+      )
+    }
+    const { walkDag } = await import('../../ipfs/walk-dag.ts')
+    const { writeCar } = await import('../../ipfs/write-car.ts')
+    const request = { priority: 'background', signal } as const
+    const exported = { blocks: 0, bytes: 0 }
+    const walk = walkDag(root, (cid) => blocks.get(cid, request), signal)
+    const counted = countBlocks(walk, exported, (doneBytes) => {
+      progress.update({ item: to ?? 'export', doneBytes, totalBytes: undefined, step: 'exporting' })
+    })
+    const car = Readable.from(writeCar(root, counted))
+    if (to === undefined) return pipeline(car, process.stdout, { end: false, signal })
+    await writeWhole(car, resolve(to), signal)
+    progress.finish()
+    output.answer({ root: root.toString(), file: resolve(to), ...exported }, () =>
+      output.quiet
+        ? to
+        : `Wrote ${to}: ${count(exported.blocks, 'block')}, ${formatBytes(exported.bytes)}`,
+    )
+  },
+})
+
+async function* countBlocks(
+  blocks: AsyncIterable<DagBlock>,
+  exported: { blocks: number; bytes: number },
+  onBytes: (doneBytes: number) => void,
+): AsyncGenerator<DagBlock, void, void> {
+  for await (const block of blocks) {
+    exported.blocks++
+    exported.bytes += block.bytes.length
+    onBytes(exported.bytes)
+    yield block
+  }
+}
+
+/** Writes a file that has its name only once it is whole and on disk. */
+async function writeWhole(content: Readable, path: string, signal: AbortSignal): Promise<void> {
+  const written = `${path}.${randomUUID()}.tmp`
+  try {
+    await pipeline(content, createWriteStream(written, { flags: 'wx', flush: true }), { signal })
+    await rename(written, path)
+  } catch (error) {
+    await rm(written, { force: true })
+    throw error
+  }
+}
