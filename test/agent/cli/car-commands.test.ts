@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -14,7 +16,7 @@ import { CodedError } from '../../../snapshotter/errors.ts'
 import { makeTar } from '../../support/make-tar.ts'
 import { cidOf, MemoryBlocks } from '../../support/memory-blocks.ts'
 import { seeded } from '../../support/seeded.ts'
-import { ended, runIpdr, startIpdr } from './support/run-ipdr.ts'
+import { ended, IPDR, runIpdr, startIpdr } from './support/run-ipdr.ts'
 import { scratchDir } from './support/scratch-dir.ts'
 
 type Block = { cid: CID; bytes: Uint8Array }
@@ -140,6 +142,30 @@ describe('an image', () => {
     expect(await readdir(target)).toEqual([])
   })
 
+  test('is exported from a gateway where there is no repository', async () => {
+    const listen = ['--listen', '/ip4/127.0.0.1/tcp/0', '--gateway', '127.0.0.1:0', '-o', 'json']
+    const server = startIpdr(['serve', ...listen, '--repository', published])
+    const end = ended(server)
+    const [said] = (await once(server.stdout, 'data')) as [string]
+    const { gateway } = JSON.parse(said) as { gateway: string }
+    const target = join(await scratchDir(), 'a.car')
+    const words = ['export', root.toString(), '--to', target, '--gateway', gateway]
+    const env = { XDG_DATA_HOME: '/nowhere' }
+    const exported = await runIpdr(words, { env })
+    server.kill('SIGINT')
+    await end
+    expect(exported).toMatchObject({ exitCode: 0 })
+    expect((await readFile(target)).equals(car)).toBe(true)
+  })
+
+  test('is not written to a terminal', async () => {
+    const command = `${IPDR} export ${root.toString()} --repository ${published}`
+    const child = spawn('script', ['-qec', command, '/dev/null'], { stdio: 'pipe' })
+    const { exitCode, stdout } = await ended(child)
+    expect(exitCode).toBe(2)
+    expect(stdout).toContain('a CAR is not written to a terminal')
+  })
+
   test('that is an OCI descriptor with URLs is not exported, because the CAR would lack its blobs', async () => {
     const memory = new MemoryBlocks()
     const digest = `sha256:${'a'.repeat(64)}`
@@ -243,6 +269,19 @@ describe('a CAR', () => {
     const result = await ended(child)
     expect({ exitCode: result.exitCode, stdout: result.stdout }).toEqual({ exitCode, stdout: '' })
     expect(result.stderr).toContain(says)
+    expect(await readdir(join(repository, 'roots'))).toEqual([])
+  })
+
+  test('that stops coming is waited for until SIGINT, which exits 130 and keeps no root', async () => {
+    const repository = await scratchDir()
+    const words = ['import', '-', '--progress', 'json', '--repository', repository]
+    const child = startIpdr(words)
+    const end = ended(child)
+    child.stdin.on('error', () => undefined)
+    child.stdin.write(car.subarray(0, 200))
+    await once(child.stderr, 'data')
+    child.kill('SIGINT')
+    expect(await end).toMatchObject({ exitCode: 130, stdout: '' })
     expect(await readdir(join(repository, 'roots'))).toEqual([])
   })
 
