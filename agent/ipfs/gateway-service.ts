@@ -1,5 +1,4 @@
 import { Readable } from 'node:stream'
-import { CarWriter } from '@ipld/car/writer'
 import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify'
 import type { CID } from 'multiformats/cid'
 import { CodedError } from '../../snapshotter/errors.ts'
@@ -7,6 +6,7 @@ import type { Log } from '../../snapshotter/log.ts'
 import { parseCid } from '../../snapshotter/oci/parse-cid.ts'
 import { inlineBlock } from '../../snapshotter/oci/verify-block.ts'
 import { readDagLinks } from './dag-links.ts'
+import { writeCar } from './write-car.ts'
 
 /** Where a gateway takes its blocks from; undefined is "not here". */
 export type GatewayBlocks = { get(cid: CID): Promise<Uint8Array | undefined> }
@@ -119,27 +119,9 @@ async function sendCar(
   }
   immutable(reply, root, 'car').type('application/vnd.ipld.car; version=1; order=dfs; dups=n')
   if (request.method === 'HEAD') return reply.send(Buffer.alloc(0))
-  return reply.send(Readable.from(carBytes(root, blocks, scope), { objectMode: false }))
-}
-
-/** The CAR in pieces, made as they are taken. Rejects in the middle if a block is missing, which breaks the answer off. */
-async function* carBytes(
-  root: CID,
-  blocks: GatewayBlocks,
-  scope: CarScope,
-): AsyncGenerator<Uint8Array, void, void> {
-  const { writer, out } = CarWriter.create([root])
-  const write = async (): Promise<void> => {
-    try {
-      for await (const block of dagBlocks(root, blocks, scope)) await writer.put(block)
-    } finally {
-      await writer.close()
-    }
-  }
-  const written = write()
-  written.catch(() => undefined) // Told below, once what came before it is out.
-  yield* out
-  await written
+  // Rejects in the middle if a block is missing, which breaks the answer off.
+  const car = writeCar(root, dagBlocks(root, blocks, scope))
+  return reply.send(Readable.from(car, { objectMode: false }))
 }
 
 /** Blocks of a DAG in depth-first order, each once. */
