@@ -170,8 +170,10 @@ test.each(['SIGTERM', 'SIGKILL'] as const)(
     await client.pull(image)
     await using mounted = await client.mount(image, scratch)
     const before = [scratch.dir, scratch.run].flatMap((path) => listMounts(path))
-    const keeper = keeperPid(agent)
+    const [keeper, worker] = [keeperPid(agent), agent.workerPid]
     await agent.stop(signal)
+    // A worker whose supervisor was killed ends by itself, and answers reads until then.
+    await expect.poll(() => hasEnded(worker), pollMs).toBe(true)
     expect([scratch.dir, scratch.run].flatMap((path) => listMounts(path))).toEqual(before)
     expect(hasEnded(keeper)).toBe(false)
     const { pid, digest } = readElsewhere(join(mounted.path, 'late'))
