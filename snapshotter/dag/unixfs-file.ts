@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { CID } from 'multiformats/cid'
+import type { LayerBlob } from '../blobs/layer-blob.ts'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
 import { BlockError, ImageError } from '../errors.ts'
@@ -35,7 +36,7 @@ const CHECKSUM_BYTES = 32
 type Leaf = { readonly cid: CID; readonly size: number }
 
 /** A file in UnixFS, as its list of leaves: any part can be read without the inner nodes, and the list kept across restarts. */
-export class UnixfsFile {
+export class UnixfsFile implements LayerBlob {
   readonly cid: CID
   /** Bytes of the file. */
   readonly size: number
@@ -157,6 +158,13 @@ export class UnixfsFile {
       else high = middle - 1
     }
     return low
+  }
+
+  /** The leaf that is exactly bytes `range`, which must be in the file; undefined if they are a part of one, or several. */
+  leafOf({ start, end }: ByteRange): CID | undefined {
+    const leaf = this.leafAt(start)
+    const isWhole = this.leafStarts[leaf] === start && this.leafStarts[leaf + 1] === end
+    return isWhole ? this.leafCid(leaf) : undefined
   }
 
   /** The content of leaf `index`, verified and as long as the list says. Rejects as BlockSource.get, and BlockError DATA_LOSS. */

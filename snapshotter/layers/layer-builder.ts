@@ -1,6 +1,7 @@
 import { mkdir, readFile, rm } from 'node:fs/promises'
 import { CID } from 'multiformats/cid'
 import type { BlobStore } from '../blobs/blob-store.ts'
+import type { LayerBlob } from '../blobs/layer-blob.ts'
 import type { LayerMap } from '../blobs/layer-map.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import type { BlockSource } from '../block-source.ts'
@@ -75,9 +76,7 @@ export class LayerBuilder {
   async build(id: number, layer: ImageLayer, signal: AbortSignal): Promise<BuiltLayer> {
     try {
       refuseEncrypted(layer)
-      const { blocks } = this.#parts
-      const request = { priority: 'foreground', signal } as const
-      const blob = await UnixfsFile.open(CID.parse(layer.blobCid), blocks, request)
+      const blob = await this.#openBlob(layer, signal)
       if (blob.size !== layer.blobSize) {
         throw new ImageError(
           'DATA_LOSS',
@@ -123,7 +122,7 @@ export class LayerBuilder {
   async #buildByIndex(
     id: number,
     layer: ImageLayer,
-    blob: UnixfsFile,
+    blob: LayerBlob,
     signal: AbortSignal,
   ): Promise<BuiltLayer | undefined> {
     const { indexCid, blobDigest } = layer
@@ -164,7 +163,7 @@ export class LayerBuilder {
   /** Writes the rest of what a mount needs. */
   async #finish(
     id: number,
-    blob: UnixfsFile,
+    blob: LayerBlob,
     found: Found,
     signal: AbortSignal,
   ): Promise<BuiltLayer> {
@@ -178,12 +177,7 @@ export class LayerBuilder {
     await rm(this.#places.layerDir(id), { recursive: true, force: true })
   }
 
-  async #find(
-    id: number,
-    layer: ImageLayer,
-    blob: UnixfsFile,
-    signal: AbortSignal,
-  ): Promise<Found> {
+  async #find(id: number, layer: ImageLayer, blob: LayerBlob, signal: AbortSignal): Promise<Found> {
     const request = { priority: 'foreground', signal } as const
     const read = (range: ByteRange): Promise<Uint8Array> => blob.readRange(range, request)
     const index = await fetchLayerIndex(layer.annotations, read, blob.size, signal)
@@ -211,7 +205,7 @@ export class LayerBuilder {
   /** The layer, by what its own tables say. */
   async #holdIndexed(
     id: number,
-    blob: UnixfsFile,
+    blob: LayerBlob,
     format: LayerFormat,
     { toc, map: mapBytes }: IndexAnswer,
   ): Promise<Found> {
@@ -227,7 +221,7 @@ export class LayerBuilder {
    */
   async #foreignTable(
     layer: ImageLayer,
-    blob: UnixfsFile,
+    blob: LayerBlob,
     compression: 'gzip' | 'zstd',
     read: (range: ByteRange) => Promise<Uint8Array>,
     signal: AbortSignal,
@@ -260,7 +254,7 @@ export class LayerBuilder {
   }
 
   /** Reads only the headers of a plain tar; the leaves that hold them are kept, contents stay where they are. */
-  async #findInTar(id: number, blob: UnixfsFile, signal: AbortSignal): Promise<Found> {
+  async #findInTar(id: number, blob: LayerBlob, signal: AbortSignal): Promise<Found> {
     const map = new TarLayerMap(blob.leafStarts.subarray(1))
     await this.#writeMap(id, blob, map)
     const held = await this.#hold(id, map)
@@ -284,7 +278,7 @@ export class LayerBuilder {
   async #readWhole(
     id: number,
     layer: ImageLayer,
-    blob: UnixfsFile,
+    blob: LayerBlob,
     { compression, because }: { compression: 'gzip' | 'zstd'; because?: string },
     signal: AbortSignal,
   ): Promise<Found> {
@@ -325,12 +319,22 @@ export class LayerBuilder {
   }
 
   async #hold(id: number, map: LayerMap): Promise<LazyLayer> {
-    const { store, blocks, shared } = this.#parts
-    const source = shared.share(id, new LeafSource(this.#places.leavesPath(id), map, blocks))
+    const { store, shared } = this.#parts
+    const source = shared.share(id, new LeafSource(map, () => this.#reopenBlob(id)))
     return store.add({ inode: fuseInode(id), name: String(id), map, source })
   }
 
-  async #writeMap(id: number, blob: UnixfsFile, map: LayerMap): Promise<void> {
+  #openBlob(layer: ImageLayer, signal: AbortSignal): Promise<LayerBlob> {
+    const request = { priority: 'foreground', signal } as const
+    return UnixfsFile.open(CID.parse(layer.blobCid), this.#parts.blocks, request)
+  }
+
+  /** The blob of a layer that was built, from this node's disk alone. */
+  async #reopenBlob(id: number): Promise<LayerBlob> {
+    return UnixfsFile.fromBytes(await readFile(this.#places.leavesPath(id)), this.#parts.blocks)
+  }
+
+  async #writeMap(id: number, blob: LayerBlob, map: LayerMap): Promise<void> {
     await mkdir(this.#places.layerDir(id), { recursive: true, mode: 0o700 })
     await writeDurably(this.#places.leavesPath(id), blob.toBytes())
     await writeDurably(this.#places.mapPath(id), map.toBytes())
@@ -339,7 +343,7 @@ export class LayerBuilder {
   /** Writes what a mount needs, and tells what was found out on the way. */
   async #writeFiles(
     id: number,
-    blob: UnixfsFile,
+    blob: LayerBlob,
     { toc, held }: Found,
     signal: AbortSignal,
   ): Promise<Pick<FoundLayer, 'inodes' | 'inheritsDirs' | 'hidesBelow'>> {

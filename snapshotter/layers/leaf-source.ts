@@ -1,9 +1,8 @@
-import { readFile } from 'node:fs/promises'
 import type { CID } from 'multiformats/cid'
+import type { LayerBlob } from '../blobs/layer-blob.ts'
 import type { LayerMap } from '../blobs/layer-map.ts'
 import type { UnitSource } from '../blobs/layer-source.ts'
-import type { BlockRequest, BlockSource } from '../block-source.ts'
-import { UnixfsFile } from '../dag/unixfs-file.ts'
+import type { BlockRequest } from '../block-source.ts'
 
 /** How long the list of leaves stays in memory after the last miss, in ms. Containers start in bursts of seconds. */
 const LEAVES_KEPT_MS = 60_000
@@ -11,15 +10,14 @@ const LEAVES_KEPT_MS = 60_000
 /** Fetches units of one layer from the leaves of its blob, whose list is on disk: a restart asks no peer for it. */
 export class LeafSource implements UnitSource {
   readonly map: LayerMap
-  readonly #leavesPath: string
-  readonly #blocks: BlockSource
-  #blob: Promise<UnixfsFile> | undefined
+  readonly #open: () => Promise<LayerBlob>
+  #blob: Promise<LayerBlob> | undefined
   #forget: NodeJS.Timeout | undefined
 
-  constructor(leavesPath: string, map: LayerMap, blocks: BlockSource) {
-    this.#leavesPath = leavesPath
+  /** `open` finds the blob on this node, again whenever it was forgotten. */
+  constructor(map: LayerMap, open: () => Promise<LayerBlob>) {
     this.map = map
-    this.#blocks = blocks
+    this.#open = open
   }
 
   async fetchUnit(unit: number, request: BlockRequest): Promise<Uint8Array> {
@@ -29,15 +27,11 @@ export class LeafSource implements UnitSource {
 
   /** The leaf that unit `unit` is made of; undefined if it is made of a part of one, or of several. */
   async leafOf(unit: number): Promise<CID | undefined> {
-    const { start, end } = this.map.blobRange(unit)
-    const blob = await this.#leaves()
-    const leaf = blob.leafAt(start)
-    const isWhole = blob.leafStarts[leaf] === start && blob.leafStarts[leaf + 1] === end
-    return isWhole ? blob.leafCid(leaf) : undefined
+    return (await this.#leaves()).leafOf(this.map.blobRange(unit))
   }
 
-  #leaves(): Promise<UnixfsFile> {
-    this.#blob ??= this.#readLeaves()
+  #leaves(): Promise<LayerBlob> {
+    this.#blob ??= this.#openOnce()
     // Lists of all layers of a node would be tens of megabytes; those of containers that run warm are not needed.
     this.#forget ??= setTimeout(() => {
       this.#blob = undefined
@@ -47,9 +41,9 @@ export class LeafSource implements UnitSource {
     return this.#blob
   }
 
-  async #readLeaves(): Promise<UnixfsFile> {
+  async #openOnce(): Promise<LayerBlob> {
     try {
-      return UnixfsFile.fromBytes(await readFile(this.#leavesPath), this.#blocks)
+      return await this.#open()
     } catch (error) {
       this.#blob = undefined
       throw error
