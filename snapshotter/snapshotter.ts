@@ -3,12 +3,16 @@ import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
 import type { LazyLayer } from './blobs/lazy-layer.ts'
 import type { BlockSource, Priority } from './block-source.ts'
 import { IpfsImageDirectory } from './dag/ipfs-image-directory.ts'
+import type { KeyUnwrapper } from './encryption/key-unwrapper.ts'
+import { isEncrypted } from './encryption/layer-encryption.ts'
+import { PrivateKeys } from './encryption/private-keys.ts'
 import { type KernelReport, probeKernel } from './erofs/probe-kernel.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import { FuseServer } from './fuse/fuse-server.ts'
 import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts'
 import { Images } from './layers/images.ts'
 import { LayerBuilder } from './layers/layer-builder.ts'
+import { LayerKeys } from './layers/layer-keys.ts'
 import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
 import { type LayerServer, Layers, type StartListener } from './layers/layers.ts'
@@ -55,6 +59,8 @@ export type SnapshotterMetrics = {
 
 type Collaborators = {
   readonly blocks: BlockSource
+  /** Opens the keys of encrypted layers. Without it they cannot be read. */
+  readonly keys?: KeyUnwrapper
   readonly log: Log
   readonly metrics: SnapshotterMetrics
 }
@@ -110,7 +116,7 @@ export class Snapshotter implements AsyncDisposable {
    */
   static async open(
     config: SnapshotterConfig,
-    { blocks, log, metrics }: Collaborators,
+    { blocks, keys = new PrivateKeys([]), log, metrics }: Collaborators,
   ): Promise<Snapshotter> {
     await using opened = new AsyncDisposableStack()
     const closing = new AbortController()
@@ -159,7 +165,16 @@ export class Snapshotter implements AsyncDisposable {
     const tables = opened.use(new TableThread())
     const builder = new LayerBuilder(
       { places, layerBytesMax: config.storeBytesMax },
-      { store, blocks, log, tables, shared },
+      {
+        store,
+        blocks,
+        log,
+        tables,
+        shared,
+        keys: new LayerKeys(keys, (blobCid) =>
+          catalog.imageLayers(blobCid).filter(({ mediaType }) => isEncrypted(mediaType)),
+        ),
+      },
     )
     const mounts = new LayerMounts(
       { places, mergeLayersMin: config.mergeLayersMin, readAheadKb: config.readAheadKb },
@@ -296,15 +311,18 @@ export class Snapshotter implements AsyncDisposable {
   async sideIndex(blobCid: string): Promise<Uint8Array> {
     const { catalog, builder } = this.#parts
     const record = catalog.layerByBlob(blobCid)
-    if (record?.state === 'ready' && record.format === 'tar+gzip' && record.verified) {
+    const isSecret = record !== undefined && isEncrypted(record.mediaType)
+    if (record?.state === 'ready' && record.format === 'tar+gzip' && record.verified && !isSecret) {
       return builder.sideIndex(record)
     }
     const why =
       record?.state !== 'ready'
         ? 'it is not on this node'
-        : record.format === 'tar+gzip'
-          ? 'not all of it was checked on this node'
-          : `it is ${record.format}`
+        : isSecret
+          ? 'it is encrypted, and an index holds parts of it in plain text'
+          : record.format === 'tar+gzip'
+            ? 'not all of it was checked on this node'
+            : `it is ${record.format}`
     throw new LayerError('NOT_FOUND', `there is no index of the layer at ${blobCid}: ${why}`)
   }
 

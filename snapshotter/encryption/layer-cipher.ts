@@ -1,4 +1,4 @@
-import { createDecipheriv, createHmac, type Hmac, timingSafeEqual } from 'node:crypto'
+import { createDecipheriv, createHash, createHmac, type Hmac, timingSafeEqual } from 'node:crypto'
 import { LayerError } from '../errors.ts'
 
 /** The only layer cipher of ocicrypt (blockcipher/blockcipher.go). */
@@ -12,6 +12,9 @@ export const LAYER_NONCE_BYTES = 16
 
 /** Bytes of the HMAC-SHA256 over the whole ciphertext. */
 export const LAYER_HMAC_BYTES = 32
+
+/** Before what is hashed to `LayerKey.mark`, so that it is a digest of nothing else. */
+const MARK = 'ipdr layer key\0'
 
 const AES_BLOCK_BYTES = 16
 const COUNTER_MODULUS = 1n << 128n
@@ -39,6 +42,11 @@ export class LayerKey {
     const cipher = createDecipheriv('aes-256-ctr', this.#key, this.#counter(blocks))
     cipher.update(new Uint8Array(skipped))
     return cipher.update(bytes)
+  }
+
+  /** Tells two keys apart and says nothing of either, 64 hex digits. */
+  get mark(): string {
+    return createHash('sha256').update(MARK).update(this.#key).update(this.#nonce).digest('hex')
   }
 
   /** Checks, or makes, the HMAC of the whole ciphertext. */

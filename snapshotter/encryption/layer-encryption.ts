@@ -4,8 +4,9 @@ import { parseJson } from '../oci/parse-json.ts'
 import { fromBase64, toBase64 } from './base64.ts'
 import { LAYER_CIPHER, LAYER_HMAC_BYTES } from './layer-cipher.ts'
 
-const PUBLIC_OPTIONS = 'org.opencontainers.image.enc.pubopts'
-const KEYS = 'org.opencontainers.image.enc.keys.'
+const PREFIX = 'org.opencontainers.image.enc.'
+const PUBLIC_OPTIONS = `${PREFIX}pubopts`
+const KEYS = `${PREFIX}keys.`
 const PROVIDER = 'provider.'
 
 /** What a media type ends with when its blob is encrypted (ocicrypt, spec/spec.go). */
@@ -87,6 +88,14 @@ export function parseLayerEncryption(
     )
   }
   return { wrapped, recipientKinds, hmac: publicOptions(annotations[PUBLIC_OPTIONS], layer) }
+}
+
+/** Of a layer's annotations those that say how it was encrypted. */
+export function encryptionAnnotations(
+  annotations: Readonly<Record<string, string>>,
+): Record<string, string> {
+  const kept = Object.entries(annotations).filter(([name]) => name.startsWith(PREFIX))
+  return Object.fromEntries(kept)
 }
 
 /** The annotations of a layer that was encrypted: the way back from `parseLayerEncryption`. */

@@ -1,35 +1,34 @@
-import type { KeyObject } from 'node:crypto'
-import { LayerError } from '../errors.ts'
-import { decryptJwe } from './jwe.ts'
+import { CodedError, LayerError } from '../errors.ts'
+import type { KeyUnwrapper } from './key-unwrapper.ts'
 import type { LayerEncryption } from './layer-encryption.ts'
 import { type PrivateOptions, parsePrivateOptions } from './private-options.ts'
 
-/** Private keys that are tried for a layer. 64: see `WRAPPED_KEYS_MAX`. */
-export const PRIVATE_KEYS_MAX = 64
-
 /**
- * Opens a layer's key with the first private key that fits. Rejects with LayerError PERMISSION_DENIED if none does, naming the
- * kinds of recipients and what to configure; INVALID_ARGUMENT if what was wrapped is malformed.
+ * Opens a layer's key with the first wrapped copy that `unwrapper` can open. Rejects with LayerError PERMISSION_DENIED if it
+ * opens none, naming the kinds of recipients and what to configure; INVALID_ARGUMENT if what was wrapped is malformed;
+ * with the unwrapper's own error if it opens none and one of them could not be tried.
  */
 export async function unwrapLayerKey(
   { wrapped, recipientKinds }: LayerEncryption,
-  keys: readonly KeyObject[],
+  unwrapper: KeyUnwrapper,
   layer: string,
+  signal: AbortSignal,
 ): Promise<PrivateOptions> {
+  let failure: CodedError | undefined
   for (const each of wrapped) {
-    if (each.kind !== 'jwe') continue
-    for (const key of keys.slice(0, PRIVATE_KEYS_MAX)) {
-      const opened = await decryptJwe(each.bytes, key, `the wrapped key of layer ${layer}`)
+    try {
+      const opened = await unwrapper.unwrap(each, layer, signal)
       if (opened !== undefined) return parsePrivateOptions(opened, layer)
+    } catch (error) {
+      // A provider that is down must not keep a layer from a recipient whose key is here.
+      if (signal.aborted || !(error instanceof CodedError)) throw error
+      failure ??= error
     }
   }
-  const tried =
-    keys.length === 0
-      ? 'there is no private key here'
-      : `none of ${keys.length} private keys opens it`
+  if (failure !== undefined) throw failure
   throw new LayerError(
     'PERMISSION_DENIED',
-    `layer ${layer} is encrypted for ${recipientKinds.join(', ')}, and ${tried}: configure the private key of one of its recipients`,
+    `layer ${layer} is encrypted for ${recipientKinds.join(', ')}, and no key of this node opens it: put the private key of one of its recipients into the directory decryption.keysDir, or configure its key provider`,
     { layer },
   )
 }

@@ -8,7 +8,9 @@ import type { BlockSource } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
 import { readSideIndex } from '../dag/side-indexes.ts'
 import { UnixfsFile } from '../dag/unixfs-file.ts'
-import { isEncrypted, parseLayerEncryption } from '../encryption/layer-encryption.ts'
+import { DecryptedBlob } from '../encryption/decrypted-blob.ts'
+import type { LayerKey } from '../encryption/layer-cipher.ts'
+import { isEncrypted } from '../encryption/layer-encryption.ts'
 import { CodedError, ImageError, LayerError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import type { Digest } from '../oci/digest.ts'
@@ -23,7 +25,10 @@ import { SNIFF_BYTES, sniffCompression } from '../toc/sniff-compression.ts'
 import { TarLayerMap } from '../toc/tar-layer-map.ts'
 import { walkTar } from '../toc/walk-tar.ts'
 import type { FoundLayer, ImageLayer, LayerFormat, LayerRecord } from './catalog.ts'
+import { CiphertextFile } from './ciphertext-file.ts'
 import { writeDurably } from './durable-file.ts'
+import { keptEncryptedBlob, readKeptBlob } from './kept-blob.ts'
+import type { KeptEncryption, LayerKeys } from './layer-keys.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
 import { LayerReading, layerBytesBound } from './layer-reading.ts'
 import { LeafSource } from './leaf-source.ts'
@@ -33,6 +38,7 @@ import type { SharedLeaves } from './shared-leaves.ts'
 import { StreamedLayerMap } from './streamed-layer-map.ts'
 import type { TableThread } from './table-thread.ts'
 import type { IndexAnswer } from './table-work.ts'
+import { verifyCiphertext } from './verify-ciphertext.ts'
 
 /** A layer that can be mounted. */
 export type BuiltLayer = FoundLayer & { readonly held: LazyLayer }
@@ -42,6 +48,7 @@ type Parts = {
   readonly store: BlobStore
   readonly blocks: BlockSource
   readonly shared: SharedLeaves
+  readonly keys: LayerKeys
   readonly log: Log
 }
 
@@ -62,6 +69,8 @@ export class LayerBuilder {
   readonly #places: LayerPlaces
   readonly #layerBytesMax: number
   readonly #parts: Parts
+  /** How the encrypted layers that were built or reopened are encrypted, by id. */
+  readonly #encryptions = new Map<number, KeptEncryption>()
 
   constructor(options: { places: LayerPlaces; layerBytesMax: number }, parts: Parts) {
     this.#places = options.places
@@ -75,8 +84,7 @@ export class LayerBuilder {
    */
   async build(id: number, layer: ImageLayer, signal: AbortSignal): Promise<BuiltLayer> {
     try {
-      refuseEncrypted(layer)
-      const blob = await this.#openBlob(layer, signal)
+      const blob = await this.#openBlob(id, layer, signal)
       if (blob.size !== layer.blobSize) {
         throw new ImageError(
           'DATA_LOSS',
@@ -96,7 +104,46 @@ export class LayerBuilder {
   /** Holds a layer that was built before, from what is on disk alone. Rejects with LayerError if that is damaged. */
   async reopen(record: LayerRecord): Promise<LazyLayer> {
     const map = readLayerMap(await readFile(this.#places.mapPath(record.id)))
+    if (isEncrypted(record.mediaType)) await this.#reopenBlob(record.id)
     return this.#hold(record.id, map)
+  }
+
+  /** Forgets a layer that was removed. */
+  forget(id: number): void {
+    this.#encryptions.delete(id)
+  }
+
+  /**
+   * Checks that an image may have a layer that was built, perhaps for another image: of an encrypted one, a key of this node must
+   * open it by this image's words too. Rejects with LayerError PERMISSION_DENIED, and as `LayerKeys.check`.
+   */
+  async checkAccess(record: LayerRecord, layer: ImageLayer): Promise<void> {
+    const built = this.#encryptions.get(record.id)
+    const isLocked = isEncrypted(layer.mediaType)
+    if (built !== undefined && isLocked) return this.#parts.keys.check(layer, built)
+    if (built === undefined && !isLocked) return
+    throw new LayerError(
+      'PERMISSION_DENIED',
+      `layer ${layer.blobDigest} at ${layer.blobCid} is ${built === undefined ? 'not encrypted' : 'encrypted'}, the image says it is ${layer.mediaType}`,
+      { digest: layer.blobDigest, cid: layer.blobCid },
+    )
+  }
+
+  /**
+   * Checks the ciphertext of a layer that is complete. The sentence of what is wrong; undefined if nothing is, or if it is not
+   * encrypted. Rejects as `LayerKeys.open` and with BlockError: then nothing is known.
+   */
+  async checkCiphertext(record: LayerRecord, signal: AbortSignal): Promise<string | undefined> {
+    const { id, blobCid, blobDigest } = record
+    const encryption = this.#encryptions.get(id)
+    if (encryption === undefined) return undefined
+    const opened = await this.#parts.keys.reopen(blobCid, encryption)
+    const stored = await readFile(this.#places.leavesPath(id))
+    const { blob } = readKeptBlob(stored, this.#parts.blocks)
+    const kept = this.#ciphertext(id)
+    const sentence = await verifyCiphertext(blob, { kept, opened, blobDigest }, signal)
+    if (sentence === undefined) await kept.remove()
+    return sentence
   }
 
   /** The side index of a gzip layer that was built, for others. Rejects with LayerError if its files are damaged. */
@@ -128,6 +175,8 @@ export class LayerBuilder {
     const { indexCid, blobDigest } = layer
     // One inside the blob is vouched for by the manifest itself.
     if (indexCid === undefined || LAYER_INDEX_ANNOTATION in layer.annotations) return undefined
+    // It would say in plain text what the layer is to hide, and nobody with the key has vouched for it.
+    if (blob instanceof DecryptedBlob) return undefined
     const { blocks, tables, log } = this.#parts
     try {
       const request = { priority: 'foreground', signal } as const
@@ -173,6 +222,7 @@ export class LayerBuilder {
 
   async #discard(id: number): Promise<void> {
     this.#parts.shared.forget(id)
+    this.#encryptions.delete(id)
     await this.#parts.store.remove(fuseInode(id))
     await rm(this.#places.layerDir(id), { recursive: true, force: true })
   }
@@ -211,6 +261,7 @@ export class LayerBuilder {
   ): Promise<Found> {
     const map = readLayerMap(mapBytes)
     await this.#writeMap(id, blob, map)
+    await this.#keepCiphertext(id, blob)
     const held = await this.#hold(id, map)
     return { format, toc, held, notLazyBecause: undefined, verified: false, indexCid: undefined }
   }
@@ -257,6 +308,7 @@ export class LayerBuilder {
   async #findInTar(id: number, blob: LayerBlob, signal: AbortSignal): Promise<Found> {
     const map = new TarLayerMap(blob.leafStarts.subarray(1))
     await this.#writeMap(id, blob, map)
+    await this.#keepCiphertext(id, blob)
     const held = await this.#hold(id, map)
     const toc = await walkTar(
       (offset, length) =>
@@ -284,9 +336,8 @@ export class LayerBuilder {
   ): Promise<Found> {
     const { store, log } = this.#parts
     const outputBytesMax = Math.min(this.#layerBytesMax, layerBytesBound(blob.size))
-    const request = { priority: 'foreground', signal } as const
     const reading = new LayerReading(layer)
-    const content = reading.ofBlob(blob.stream({ start: 0, end: blob.size }, request))
+    const content = await this.#wholeBlob(layer, blob, reading, signal)
     const gzip = new GzipIndexer({ outputBytesMax })
     const layerBytes =
       compression === 'gzip'
@@ -324,14 +375,59 @@ export class LayerBuilder {
     return store.add({ inode: fuseInode(id), name: String(id), map, source })
   }
 
-  #openBlob(layer: ImageLayer, signal: AbortSignal): Promise<LayerBlob> {
+  /** All of a blob in order, as it was before it was encrypted, checked on the way as it was published. */
+  async #wholeBlob(
+    layer: ImageLayer,
+    blob: LayerBlob,
+    reading: LayerReading,
+    signal: AbortSignal,
+  ): Promise<AsyncIterable<Uint8Array>> {
+    const range = { start: 0, end: blob.size }
     const request = { priority: 'foreground', signal } as const
-    return UnixfsFile.open(CID.parse(layer.blobCid), this.#parts.blocks, request)
+    if (!(blob instanceof DecryptedBlob)) return reading.ofBlob(blob.stream(range, request))
+    const { hmac } = await this.#parts.keys.open(layer)
+    const published = reading.ofBlob(blob.encrypted.stream(range, request))
+    return blob.decrypt(authenticated(published, await blob.key(), hmac, layer), 0)
+  }
+
+  async #openBlob(id: number, layer: ImageLayer, signal: AbortSignal): Promise<LayerBlob> {
+    const open = (): Promise<LayerBlob> =>
+      UnixfsFile.open(CID.parse(layer.blobCid), this.#parts.blocks, {
+        priority: 'foreground',
+        signal,
+      })
+    if (!isEncrypted(layer.mediaType)) return open()
+    // First: without the key nothing has to be fetched.
+    const { annotations, key } = await this.#parts.keys.open(layer)
+    const { blobDigest } = layer
+    return this.#decrypted(id, await open(), { blobDigest, annotations, keyMark: key.mark })
   }
 
   /** The blob of a layer that was built, from this node's disk alone. */
   async #reopenBlob(id: number): Promise<LayerBlob> {
-    return UnixfsFile.fromBytes(await readFile(this.#places.leavesPath(id)), this.#parts.blocks)
+    const stored = await readFile(this.#places.leavesPath(id))
+    const { blob, encryption } = readKeptBlob(stored, this.#parts.blocks)
+    return encryption === undefined ? blob : this.#decrypted(id, blob, encryption)
+  }
+
+  #decrypted(id: number, encrypted: LayerBlob, encryption: KeptEncryption): DecryptedBlob {
+    this.#encryptions.set(id, encryption)
+    const { keys } = this.#parts
+    const ciphertext = this.#ciphertext(id)
+    return new DecryptedBlob(encrypted, {
+      key: async () => (await keys.reopen(encrypted.cid.toV1().toString(), encryption)).key,
+      onCiphertext: (offset, bytes) => ciphertext.keep(offset, bytes),
+      stored: keptEncryptedBlob(encrypted, encryption),
+    })
+  }
+
+  #ciphertext(id: number): CiphertextFile {
+    return new CiphertextFile(this.#places.ciphertextPath(id))
+  }
+
+  /** For the HMAC, of a layer that is not read in order. */
+  async #keepCiphertext(id: number, blob: LayerBlob): Promise<void> {
+    if (blob instanceof DecryptedBlob) await this.#ciphertext(id).create()
   }
 
   async #writeMap(id: number, blob: LayerBlob, map: LayerMap): Promise<void> {
@@ -369,14 +465,23 @@ export class LayerBuilder {
   }
 }
 
-/** Before a byte is fetched: ciphertext is random, and one in 65,536 starts as gzip does. Throws LayerError UNIMPLEMENTED. */
-function refuseEncrypted({ mediaType, annotations, blobDigest }: ImageLayer): void {
-  if (!isEncrypted(mediaType)) return
-  const { recipientKinds } = parseLayerEncryption(annotations, blobDigest)
+/** Passes ciphertext on, which must be all of it, and rejects at its end with LayerError DATA_LOSS if it has another HMAC. */
+async function* authenticated(
+  ciphertext: AsyncIterable<Uint8Array>,
+  key: LayerKey,
+  expected: Uint8Array,
+  { blobDigest }: ImageLayer,
+): AsyncGenerator<Uint8Array, void> {
+  const hmac = key.hmac()
+  for await (const bytes of ciphertext) {
+    hmac.update(bytes)
+    yield bytes
+  }
+  if (hmac.matches(expected)) return
   throw new LayerError(
-    'UNIMPLEMENTED',
-    `layer ${blobDigest} is encrypted for ${recipientKinds.join(', ')}, and encrypted layers are not read yet: push the image again without encryption if its contents may be seen`,
-    { digest: blobDigest, mediaType },
+    'DATA_LOSS',
+    `layer ${blobDigest}: its ciphertext has another HMAC than its manifest says, so whoever encrypted it did not write this`,
+    { digest: blobDigest },
   )
 }
 

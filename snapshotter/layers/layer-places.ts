@@ -10,8 +10,10 @@ export type LayerPlaces = {
   tocPath(id: number): string
   /** How the layer file is made from the blob. */
   mapPath(id: number): string
-  /** The blob's leaves. */
+  /** The blob's leaves, and how to ask for its key. */
   leavesPath(id: number): string
+  /** What is here of an encrypted blob, until all of it was checked. */
+  ciphertextPath(id: number): string
   /** Folder of metadata images that were made from several layers. */
   readonly derivedDir: string
   /** Folder of prefetch lists. */
@@ -31,6 +33,7 @@ export function layerPlaces(root: string, fuseDir: string): LayerPlaces {
     tocPath: (id) => `${layerDir(id)}/toc`,
     mapPath: (id) => `${layerDir(id)}/map`,
     leavesPath: (id) => `${layerDir(id)}/leaves`,
+    ciphertextPath: (id) => `${layerDir(id)}/ciphertext`,
     derivedDir: `${root}/derived`,
     prefetchDir: `${root}/prefetch`,
     mountsDir: `${root}/m`,

@@ -1,6 +1,7 @@
 import { setMaxListeners } from 'node:events'
 import type { BlobStore } from '../blobs/blob-store.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
+import { isEncrypted } from '../encryption/layer-encryption.ts'
 import { ImageError, LayerError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import type { ClaimedLayer, ClaimRequest, LazyLayers } from '../snapshots/lazy-layers.ts'
@@ -9,7 +10,7 @@ import type { Catalog, ImageLayer, ImageRecord, LayerRecord } from './catalog.ts
 import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
 import { fuseInode, layerOfInode } from './layer-places.ts'
-import { verifyLayer } from './layer-verifier.ts'
+import { type Verdict, verifyLayer } from './layer-verifier.ts'
 import type { SharedLeaves } from './shared-leaves.ts'
 
 /** Set by CRI and nerdctl where they are told to: which manifest a layer is pulled for. */
@@ -147,11 +148,12 @@ export class Layers implements LazyLayers, AsyncDisposable {
   }
 
   /**
-   * The layer, once it can be mounted. Rejects as `LayerBuilder.build`, and with LayerError DATA_LOSS if the blob is here as
+   * The layer, once it can be mounted. Rejects as `LayerBuilder.build` and `LayerBuilder.checkAccess`, and with LayerError DATA_LOSS if the blob is here as
    * another tar than the image says.
    */
   async ready(layer: ImageLayer): Promise<LayerRecord> {
     const record = await this.#ofBlob(layer)
+    await this.#parts.builder.checkAccess(record, layer)
     if (record.diffId === layer.diffId) return record
     // One blob is one tar. Snapshots are named by what images claim: this one would pass for another image's layer.
     if (!record.verified) await this.fetchWhole(record, this.#closing.signal)
@@ -210,8 +212,28 @@ export class Layers implements LazyLayers, AsyncDisposable {
           'two images describe the same layer in different ways: checking what is here whole before the second is used',
         )
         await this.#fetchAndVerify(rival, signal)
+        const checked = catalog.layer(id)
+        if (checked?.state === 'ready' && !checked.verified) throw notChecked(rival)
       }
+      await this.#checkTwins(layer, signal)
     }
+  }
+
+  /**
+   * Diff IDs of encrypted layers are public, and containerd would give a snapshot that is here to any image that claims its chain ID,
+   * without asking again. So an image that claims the diff ID of a layer that came encrypted must show that it has the same: by
+   * a key that opens it, or by a blob of its own, which is fetched whole and checked.
+   */
+  async #checkTwins(layer: ImageLayer, signal: AbortSignal): Promise<void> {
+    const secret = this.#parts.catalog
+      .layersByDiffId(layer.diffId)
+      .filter(({ state, mediaType }) => state === 'ready' && isEncrypted(mediaType))
+    if (secret.length === 0) return
+    const own = await unlessAborted(this.ready(layer), signal)
+    const isTheSame = secret.some(({ id }) => id === own.id)
+    if (isTheSame || own.verified) return
+    await this.fetchWhole(own, signal)
+    if (this.#parts.catalog.layer(own.id)?.verified !== true) throw notChecked(own)
   }
 
   /**
@@ -256,13 +278,14 @@ export class Layers implements LazyLayers, AsyncDisposable {
 
   /** Deletes a layer that no snapshot has. Rejects with LayerError FAILED_PRECONDITION while it is mounted. */
   async remove(record: LayerRecord): Promise<void> {
-    const { catalog, store, mounts, server, shared } = this.#parts
+    const { catalog, store, builder, mounts, server, shared } = this.#parts
     mounts.release(record.id)
     await mounts.removeDerivedFrom(record.id)
     server?.remove(fuseInode(record.id))
     // The row goes last: files without one would be found and deleted, a row without files would be a layer.
     await store.remove(fuseInode(record.id))
     shared.forget(record.id)
+    builder.forget(record.id)
     catalog.removeLayer(record.id)
   }
 
@@ -318,20 +341,15 @@ export class Layers implements LazyLayers, AsyncDisposable {
   }
 
   async #check(record: LayerRecord): Promise<void> {
-    const { catalog, builder, log } = this.#parts
+    const { catalog, log } = this.#parts
     try {
-      const toc = await builder.toc(record.id)
-      const promised = { diffId: record.diffId, toc }
-      const verdict = await verifyLayer(this.#held(record.id), promised, this.#closing.signal)
-      if (verdict.kind === 'intact') {
-        catalog.markVerified(record.id)
-        log.debug(
-          { layer: record.blobDigest },
-          'all of a layer is here and is what its image promised',
-        )
-        return
-      }
-      this.#spoil(record, verdict)
+      const verdict = await this.#verdictOn(record)
+      if (verdict.kind === 'corrupt') return this.#spoil(record, verdict)
+      catalog.markVerified(record.id)
+      log.debug(
+        { layer: record.blobDigest },
+        'all of a layer is here and is what its image promised',
+      )
     } catch (error) {
       if (this.#closing.signal.aborted) return
       log.warn(
@@ -339,6 +357,16 @@ export class Layers implements LazyLayers, AsyncDisposable {
         `layer ${record.blobDigest} is complete and could not be checked; it is checked again after a restart`,
       )
     }
+  }
+
+  async #verdictOn(record: LayerRecord): Promise<Verdict> {
+    const { builder } = this.#parts
+    const { signal } = this.#closing
+    const promised = { diffId: record.diffId, toc: await builder.toc(record.id) }
+    const verdict = await verifyLayer(this.#held(record.id), promised, signal)
+    if (verdict.kind === 'corrupt') return verdict
+    const sentence = await builder.checkCiphertext(record, signal)
+    return sentence === undefined ? verdict : { kind: 'corrupt', what: 'layer', sentence }
   }
 
   /** Whether all images on this node that have the layer look for its table of contents in the same place. */
@@ -369,7 +397,12 @@ export class Layers implements LazyLayers, AsyncDisposable {
     if (record?.state === 'ready') return record
     const named =
       record &&
-      this.#parts.catalog.imageLayers(record.blobCid).find(({ diffId }) => diffId === record.diffId)
+      this.#parts.catalog
+        .imageLayers(record.blobCid)
+        .find(
+          ({ diffId, mediaType }) =>
+            diffId === record.diffId && isEncrypted(mediaType) === isEncrypted(record.mediaType),
+        )
     if (named === undefined) {
       throw new ImageError(
         'NOT_FOUND',
@@ -394,6 +427,14 @@ function notAsPromised({
   return new LayerError(
     'DATA_LOSS',
     `layer ${blobDigest} at ${blobCid} is not what its image promises; run 'ipdr cache rm ${blobDigest}' to try it again`,
+    { digest: blobDigest, cid: blobCid },
+  )
+}
+
+function notChecked({ blobDigest, blobCid }: LayerRecord): LayerError {
+  return new LayerError(
+    'UNAVAILABLE',
+    `layer ${blobDigest} at ${blobCid} had to be checked whole first, and could not be: the agent's log says why`,
     { digest: blobDigest, cid: blobCid },
   )
 }

@@ -1,9 +1,15 @@
 import { createPublicKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
 import { expect, test } from 'vitest'
 import { LayerEncryptor } from '../../../snapshotter/encryption/encrypt-layer.ts'
-import { parseLayerEncryption } from '../../../snapshotter/encryption/layer-encryption.ts'
+import type { KeyUnwrapper } from '../../../snapshotter/encryption/key-unwrapper.ts'
+import {
+  type LayerEncryption,
+  parseLayerEncryption,
+} from '../../../snapshotter/encryption/layer-encryption.ts'
+import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
+import type { PrivateOptions } from '../../../snapshotter/encryption/private-options.ts'
 import { unwrapLayerKey } from '../../../snapshotter/encryption/unwrap-layer-key.ts'
-import { CodedError } from '../../../snapshotter/errors.ts'
+import { CodedError, LayerError } from '../../../snapshotter/errors.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { seeded } from '../../support/seeded.ts'
@@ -30,6 +36,9 @@ async function encrypted(...recipients: KeyObject[]): Promise<Encrypted> {
   return { ciphertext: Buffer.concat(pieces), annotations }
 }
 
+const unwrap = (encryption: LayerEncryption, keys: readonly KeyObject[]): Promise<PrivateOptions> =>
+  unwrapLayerKey(encryption, new PrivateKeys(keys), 'sha256:1', AbortSignal.timeout(10_000))
+
 const base64 = (value: unknown): string => Buffer.from(JSON.stringify(value)).toString('base64')
 
 test('what is encrypted for several recipients is opened by each of them, and by no other key', async () => {
@@ -37,32 +46,50 @@ test('what is encrypted for several recipients is opened by each of them, and by
   const encryption = parseLayerEncryption(annotations, 'sha256:1')
   expect(encryption.recipientKinds).toEqual(['jwe'])
   for (const key of [ec, rsa]) {
-    const opened = await unwrapLayerKey(encryption, [stranger, key], 'sha256:1')
+    const opened = await unwrap(encryption, [stranger, key])
     expect(Buffer.compare(opened.key.apply(0, ciphertext), plaintext)).toBe(0)
     expect(opened.plainDigest).toBe(digestOf(plaintext))
     const hmac = opened.key.hmac()
     hmac.update(ciphertext)
     expect(hmac.matches(encryption.hmac)).toBe(true)
   }
-  const failure = await failureOf(() => unwrapLayerKey(encryption, [stranger], 'sha256:1'))
+  const failure = await failureOf(() => unwrap(encryption, [stranger]))
   expect(failure).toMatchObject({ name: 'LayerError', code: 'PERMISSION_DENIED' })
-  expect(failure.message).toMatch(/encrypted for jwe, and none of 1 private keys opens it/)
+  expect(failure.message).toMatch(/encrypted for jwe, and no key of this node opens it/)
 })
 
 test('without any key, the refusal names the kinds of recipients and what to configure', async () => {
   const { annotations } = await encrypted(ec)
   const encryption = parseLayerEncryption(annotations, 'sha256:1')
-  const failure = await failureOf(() => unwrapLayerKey(encryption, [], 'sha256:1'))
+  const failure = await failureOf(() => unwrap(encryption, []))
   expect(failure.message).toBe(
-    'layer sha256:1 is encrypted for jwe, and there is no private key here: configure the private key of one of its recipients',
+    'layer sha256:1 is encrypted for jwe, and no key of this node opens it: put the private key of one of its recipients into the directory decryption.keysDir, or configure its key provider',
   )
+})
+
+test('a provider that cannot be asked does not keep a layer from whoever has a key that is here, and is named else', async () => {
+  const { annotations } = await encrypted(ec)
+  const provider = { 'org.opencontainers.image.enc.keys.provider.vault': 'AQI=' }
+  const encryption = parseLayerEncryption({ ...provider, ...annotations }, 'sha256:1')
+  const down = new LayerError('UNAVAILABLE', 'the key provider vault does not answer')
+  const unwrapperOf = (keys: readonly KeyObject[]): KeyUnwrapper => ({
+    unwrap: (wrapped, layer) =>
+      wrapped.kind === 'provider'
+        ? Promise.reject(down)
+        : new PrivateKeys(keys).unwrap(wrapped, layer),
+  })
+  const signal = AbortSignal.timeout(10_000)
+  const opened = await unwrapLayerKey(encryption, unwrapperOf([ec]), 'sha256:1', signal)
+  expect(opened.plainDigest).toBe(digestOf(plaintext))
+  const failure = unwrapLayerKey(encryption, unwrapperOf([stranger]), 'sha256:1', signal)
+  await expect(failure).rejects.toBe(down)
 })
 
 test("another layer's key opens, and its HMAC tells that it is another layer's", async () => {
   const [one, other] = [await encrypted(ec), await encrypted(ec)]
   const swapped = { ...one.annotations, [JWE]: other.annotations[JWE] ?? '' }
   const encryption = parseLayerEncryption(swapped, 'sha256:1')
-  const { key } = await unwrapLayerKey(encryption, [ec], 'sha256:1')
+  const { key } = await unwrap(encryption, [ec])
   const hmac = key.hmac()
   hmac.update(one.ciphertext)
   expect(hmac.matches(encryption.hmac)).toBe(false)
@@ -138,7 +165,7 @@ test('annotations changed at random open to the same plaintext or are refused', 
     const changed = { ...annotations, [name]: bytes.toString(inside ? 'base64' : 'latin1') }
     try {
       const encryption = parseLayerEncryption(changed, 'sha256:1')
-      const { key } = await unwrapLayerKey(encryption, [ec], 'sha256:1')
+      const { key } = await unwrap(encryption, [ec])
       expect(Buffer.compare(key.apply(0, ciphertext), plaintext), `round ${round}`).toBe(0)
     } catch (error) {
       if (!(error instanceof CodedError)) throw error

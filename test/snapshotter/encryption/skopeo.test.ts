@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { LayerEncryptor } from '../../../snapshotter/encryption/encrypt-layer.ts'
 import { parseLayerEncryption } from '../../../snapshotter/encryption/layer-encryption.ts'
+import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
 import { unwrapLayerKey } from '../../../snapshotter/encryption/unwrap-layer-key.ts'
 import { type Descriptor, descriptorSchema } from '../../../snapshotter/oci/descriptor.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
@@ -73,7 +74,9 @@ test.each([
   const ciphertext = readFileSync(blobPath(dir, layer.digest))
   const encryption = parseLayerEncryption(layer.annotations ?? {}, layer.digest)
   for (const key of keys) {
-    const opened = await unwrapLayerKey(encryption, [key], layer.digest)
+    const keyHere = new PrivateKeys([key])
+    const signal = AbortSignal.timeout(10_000)
+    const opened = await unwrapLayerKey(encryption, keyHere, layer.digest, signal)
     expect(digestOf(opened.key.apply(0, ciphertext))).toBe(plain.layers[0]?.digest)
     expect(opened.plainDigest).toBe(plain.layers[0]?.digest)
     const hmac = opened.key.hmac()

@@ -1,6 +1,8 @@
+import type { KeyObject } from 'node:crypto'
 import { closeSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { BlockSource } from '../../../snapshotter/block-source.ts'
+import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
 import { mountLayerFiles } from '../../../snapshotter/fuse-connection.ts'
 import type { Mount } from '../../../snapshotter/snapshots/mounts.ts'
 import { Snapshotter } from '../../../snapshotter/snapshotter.ts'
@@ -28,12 +30,15 @@ export class LazyNode implements AsyncDisposable {
     storeBytesMax: number
     foregroundDeadlineMs: number
   }
+  /** Private keys that open layers; whoever changes it sees the change at the next read. */
+  readonly keys: KeyObject[]
   readonly #fuse: { fd: number; dir: string } | undefined
   #snapshotter: Snapshotter | undefined
   #mounted = 0
 
-  private constructor(scratch: Scratch, isLazy: boolean, config: NodeOptions) {
+  private constructor(scratch: Scratch, isLazy: boolean, { keys = [], ...config }: NodeOptions) {
     this.scratch = scratch
+    this.keys = [...keys]
     this.root = join(scratch.dir, 'agent')
     const dir = join(scratch.run, 'files')
     for (const path of [this.root, dir]) mkdirSync(path, { recursive: true })
@@ -75,6 +80,9 @@ export class LazyNode implements AsyncDisposable {
       },
       {
         blocks,
+        keys: {
+          unwrap: (wrapped, layer) => new PrivateKeys(this.keys).unwrap(wrapped, layer),
+        },
         log: this.log,
         metrics: {
           readWaited: () => {},
@@ -158,4 +166,5 @@ type NodeOptions = {
   readonly mergeLayersMin?: number
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
+  readonly keys?: readonly KeyObject[]
 }

@@ -1,5 +1,7 @@
+import { createPublicKey, type KeyObject } from 'node:crypto'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
 import type { CID } from 'multiformats/cid'
+import { LayerEncryptor } from '../../../snapshotter/encryption/encrypt-layer.ts'
 import { MEDIA_TYPES } from '../../../snapshotter/oci/descriptor.ts'
 import { type Digest, digestOf } from '../../../snapshotter/oci/digest.ts'
 import { layerChainIds } from '../../../snapshotter/oci/layer-chain-id.ts'
@@ -109,6 +111,26 @@ export function gzipLayer(tar: Uint8Array): TestLayer {
 /** One zstd frame without an index, as other tools write it. */
 export function zstdLayer(tar: Uint8Array): TestLayer {
   return { blob: zstdCompressSync(tar), diffId: digestOf(tar) }
+}
+
+/** The layer as it is encrypted for `recipients`; `mediaType` is what its manifest says, whatever it is. */
+export async function encryptedLayer(
+  layer: TestLayer,
+  recipients: readonly KeyObject[],
+  mediaType = 'application/vnd.oci.image.layer.v1.tar+gzip',
+): Promise<TestLayer> {
+  const encryptor = new LayerEncryptor()
+  const blob = encryptor.push(layer.blob)
+  const annotations = await encryptor.finish({
+    plainDigest: digestOf(layer.blob),
+    recipients: recipients.map((key) => createPublicKey(key)),
+  })
+  return {
+    ...layer,
+    blob,
+    mediaType: `${mediaType}+encrypted`,
+    annotations: { ...layer.annotations, ...annotations },
+  }
 }
 
 /** The tar with an index whose table of contents was changed by `lie`, and everything that names the index made to fit. */
