@@ -51,6 +51,8 @@ export type Config = {
   readonly snapshotter: { readonly socketPath: string }
   /** Where the `ipdr` command talks to the agent; `<runDir>/admin.sock` unless given. */
   readonly admin: { readonly socketPath: string }
+  /** Where containerd listens: containers on a layer that turned out to be another than promised are ended by it. */
+  readonly containerd: { readonly socketPath: string }
   /** The OCI endpoint that hosts.toml points to. Loopback: it serves whoever can connect. */
   readonly registry: { readonly listen: ListenAddress }
   /** /metrics, /livez and /readyz. */
@@ -73,6 +75,13 @@ export type Config = {
   }
   /** Layer bytes kept on disk before the least recently used ones are dropped. */
   readonly store: { readonly bytesMax: number }
+  readonly decryption: {
+    /**
+     * Private keys of encrypted images, a JWK or PEM file each, mode 600: directly in it for every pod, in a sub-directory for pods
+     * of the namespace with its name. None: encrypted images are refused.
+     */
+    readonly keysDir?: string | undefined
+  }
   readonly mounts: {
     /**
      * From how many lazy layers on an image is mounted as one merged EROFS instead of a mount a layer. Below it,
@@ -97,6 +106,9 @@ const configSchema = z.strictObject({
     .prefault({}),
   snapshotter: z.strictObject({ socketPath: socketPath.optional() }).prefault({}),
   admin: z.strictObject({ socketPath: socketPath.optional() }).prefault({}),
+  containerd: z
+    .strictObject({ socketPath: socketPath.default('/run/containerd/containerd.sock') })
+    .prefault({}),
   registry: z.strictObject({ listen: listenAddress.prefault('127.0.0.1:5080') }).prefault({}),
   monitoring: z.strictObject({ listen: listenAddress.prefault('127.0.0.1:5081') }).prefault({}),
   ipfs: z
@@ -127,6 +139,7 @@ const configSchema = z.strictObject({
         .default(50 * GiB),
     })
     .prefault({}),
+  decryption: z.strictObject({ keysDir: absolutePath.optional() }).prefault({}),
   mounts: z
     .strictObject({
       // 24: overlay costs about 0.25 ms a layer and mount, 6 ms at 24.

@@ -4,13 +4,16 @@ import { registryService } from '../snapshotter/registry-service.ts'
 import { snapshotsService } from '../snapshotter/snapshots-service.ts'
 import { Snapshotter } from '../snapshotter/snapshotter.ts'
 import { adminService } from './admin-service.ts'
+import { AuthorizeServer } from './authorize-server.ts'
 import type { Config } from './config.ts'
+import { killContainer } from './containerd-tasks.ts'
 import { GrpcServer } from './grpc-server.ts'
 import { HttpServer } from './http-server.ts'
 import { releaseIdleMemory } from './idle-memory.ts'
 import { BlockSources } from './ipfs/block-sources.ts'
 import { GatewayClient } from './ipfs/gateway-client.ts'
 import type { HeliaNode } from './ipfs/helia-node.ts'
+import { NodeKeys } from './keys/node-keys.ts'
 import type { Logger } from './logger.ts'
 import { Metrics } from './metrics.ts'
 import { monitoringRoutes } from './monitoring.ts'
@@ -57,7 +60,16 @@ export async function runDataWorker(
           foregroundDeadlineMs: config.fetch.foregroundDeadlineMs,
           ...config.mounts,
         },
-        { blocks, log: log.child({ part: 'snapshotter' }), metrics },
+        {
+          blocks,
+          keys: new NodeKeys(config.decryption, {
+            providers: [],
+            log: log.child({ part: 'keys' }),
+          }),
+          log: log.child({ part: 'snapshotter' }),
+          metrics,
+          endContainer: (snapshotKey) => killContainer(config.containerd.socketPath, snapshotKey),
+        },
       ),
     )
     // Counted before anything closes, for the supervisor: what is in use must stay mounted.
@@ -95,6 +107,12 @@ export async function runDataWorker(
         ],
         grpc,
       ),
+    )
+    opened.use(
+      await AuthorizeServer.listen(places, {
+        authorize: (container, namespace) => snapshotter.authorize(container, namespace),
+        log: log.child({ part: 'authorize' }),
+      }),
     )
     const registry = opened.use(
       await HttpServer.listen(

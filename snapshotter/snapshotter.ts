@@ -3,9 +3,8 @@ import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
 import type { LazyLayer } from './blobs/lazy-layer.ts'
 import type { BlockSource, Priority } from './block-source.ts'
 import { IpfsImageDirectory } from './dag/ipfs-image-directory.ts'
-import type { KeyUnwrapper } from './encryption/key-unwrapper.ts'
+import { type KeyRing, NO_KEYS } from './encryption/key-ring.ts'
 import { isEncrypted } from './encryption/layer-encryption.ts'
-import { PrivateKeys } from './encryption/private-keys.ts'
 import { type KernelReport, probeKernel } from './erofs/probe-kernel.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import { FuseServer } from './fuse/fuse-server.ts'
@@ -60,7 +59,9 @@ export type SnapshotterMetrics = {
 type Collaborators = {
   readonly blocks: BlockSource
   /** Opens the keys of encrypted layers. Without it they cannot be read. */
-  readonly keys?: KeyUnwrapper
+  readonly keys?: KeyRing
+  /** Ends the container that has an active snapshot; by default containers only get EIO. */
+  readonly endContainer?: (snapshotKey: string) => Promise<void>
   readonly log: Log
   readonly metrics: SnapshotterMetrics
 }
@@ -116,7 +117,7 @@ export class Snapshotter implements AsyncDisposable {
    */
   static async open(
     config: SnapshotterConfig,
-    { blocks, keys = new PrivateKeys([]), log, metrics }: Collaborators,
+    { blocks, keys = NO_KEYS, endContainer, log, metrics }: Collaborators,
   ): Promise<Snapshotter> {
     await using opened = new AsyncDisposableStack()
     const closing = new AbortController()
@@ -221,6 +222,24 @@ export class Snapshotter implements AsyncDisposable {
         log,
         starts: startListener(prefetcher),
         onVerificationFailure: (what) => metrics.verificationFailed(what),
+        onSpoiled: ({ id, blobDigest }) => {
+          if (endContainer === undefined) return
+          // What is in the page cache stays readable: only its end keeps a process from going on with it.
+          for (const key of snapshots.keysOn(id)) {
+            endContainer(key).then(
+              () =>
+                log.error(
+                  { snapshot: key, layer: blobDigest },
+                  `the container of snapshot ${key} was killed: its layer ${blobDigest} is not what its image promised`,
+                ),
+              (error: unknown) =>
+                log.error(
+                  { snapshot: key, layer: blobDigest, reason: String(error) },
+                  `the container of snapshot ${key} runs on layer ${blobDigest}, which is not what its image promised, and could not be killed: ${String(error)}`,
+                ),
+            )
+          }
+        },
       }),
     )
     // First of what changes anything: it alone knows whether another agent is at work on this root.
@@ -272,6 +291,18 @@ export class Snapshotter implements AsyncDisposable {
         throw error
       })
     if (image !== undefined) await layers.checkRivals(image, signal)
+  }
+
+  /**
+   * Checks that a container about to start may see what it is made of: every encrypted layer under its snapshot must be opened by
+   * a key that pods of its Kubernetes namespace may use. containerd gives a snapshot to whoever names its chain ID, so this is
+   * asked for each container, not for each pull. Rejects as `Layers.authorize`. `container` is its ID; of one that has no
+   * snapshot here there is nothing to see.
+   */
+  async authorize(container: string, namespace: string): Promise<void> {
+    const { snapshots } = this
+    const layers = snapshots.keysOf(container).flatMap((key) => snapshots.layersUnder(key))
+    await this.#parts.layers.authorize([...new Set(layers)], namespace)
   }
 
   /**

@@ -12,6 +12,7 @@ import { push } from './commands/push.ts'
 import { repositoryGc } from './commands/repository-gc.ts'
 import { repositoryLs } from './commands/repository-ls.ts'
 import { repositoryRm } from './commands/repository-rm.ts'
+import { runtimeSpec } from './commands/runtime-spec.ts'
 import { serve } from './commands/serve.ts'
 import { status } from './commands/status.ts'
 import { waited } from './commands/waited.ts'
@@ -34,6 +35,7 @@ export const COMMANDS: readonly Command[] = [
   cacheLs,
   cacheGc,
   cacheRm,
+  runtimeSpec,
 ]
 
 /** First words that several commands share, with their line in the help. */

@@ -44,6 +44,8 @@ type Parts = {
   readonly log: Log
   readonly starts: StartListener
   readonly onVerificationFailure: (what: 'layer' | 'toc') => void
+  /** Told of a layer that was found not to be what its image promised, once nothing more can be read of it. */
+  readonly onSpoiled: (layer: LayerRecord) => void
 }
 
 /** A layer on its way, and by which side index. */
@@ -178,6 +180,22 @@ export class Layers implements LazyLayers, AsyncDisposable {
     )
     this.#building.set(layer.blobCid, { record, indexCid })
     return record
+  }
+
+  /**
+   * Checks that pods of a Kubernetes namespace may see these layers, which snapshots name. What somebody published in plain text as
+   * well, and was found to be the same, is no secret. Rejects with LayerError PERMISSION_DENIED, and as `LayerKeys.authorize`.
+   */
+  async authorize(ids: readonly number[], namespace: string): Promise<void> {
+    const { catalog, builder } = this.#parts
+    for (const id of ids) {
+      const record = catalog.layer(id)
+      if (record === undefined || !isEncrypted(record.mediaType)) continue
+      const isPublic = catalog
+        .layersByDiffId(record.diffId)
+        .some(({ verified, mediaType }) => verified && !isEncrypted(mediaType))
+      if (!isPublic) await builder.authorize(record, namespace)
+    }
   }
 
   /** Called when the last missing bytes of a layer have arrived. */
@@ -380,7 +398,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     record: LayerRecord,
     { what, sentence }: { readonly what: 'layer' | 'toc'; readonly sentence: string },
   ): void {
-    const { catalog, mounts, server, log, onVerificationFailure } = this.#parts
+    const { catalog, mounts, server, log, onVerificationFailure, onSpoiled } = this.#parts
     catalog.markCorrupt(record.id)
     mounts.release(record.id)
     server?.remove(fuseInode(record.id))
@@ -389,6 +407,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
       { layer: record.blobDigest, cid: record.blobCid, index: record.indexCid },
       `layer ${record.blobDigest} is not what its image promised, every read of it now fails: ${sentence}`,
     )
+    onSpoiled(record)
   }
 
   /** A snapshot names this layer: if its files were lost, an image that we remember says where to get them again. */

@@ -21,6 +21,8 @@ type AgentConfig = {
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
   readonly mergeLayersMin?: number
+  readonly keysDir?: string
+  readonly containerdSocket?: string
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -69,6 +71,9 @@ export class AgentProcess implements AsyncDisposable {
           fetch: { foregroundDeadlineMs: config.foregroundDeadlineMs },
         }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
+        ...(config.keysDir && { decryption: { keysDir: config.keysDir } }),
+        // Never the machine's own.
+        containerd: { socketPath: config.containerdSocket ?? join(scratch.run, 'none.sock') },
       }),
     )
   }

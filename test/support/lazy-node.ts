@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
@@ -13,6 +13,7 @@ import { IMAGE_HOST } from '../../snapshotter/oci/reference.ts'
 import { AgentProcess } from './agent.ts'
 import { Containerd, writeHostsFile } from './containerd.ts'
 import { Cri } from './cri.ts'
+import { debianPath } from './debian-programs.ts'
 import type { OciLayout } from './images/oci-layout.ts'
 import { importAsIs } from './import-as-is.ts'
 import type { MemoryBlocks } from './memory-blocks.ts'
@@ -97,6 +98,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly publisher?: Publisher
   /** More hosts, by name, and where their images come from. */
   readonly hosts?: Readonly<Record<string, string>>
+  /** Whether the runtime asks the agent before it starts a container. */
+  readonly authorizes?: boolean
 }
 
 /** A node as we ship it: agent and containerd, a kubelet's view of them, and a publisher on the same loopback. */
@@ -120,18 +123,29 @@ export class LazyNode implements AsyncDisposable {
 
   /** Starts all of it. `name` shows up in its paths. */
   static async start(name: string, options: LazyNodeOptions = {}): Promise<LazyNode> {
-    const { publisher: shared, hosts = {}, ...config } = options
+    const { publisher: shared, hosts = {}, authorizes = false, ...config } = options
     await using opened = new AsyncDisposableStack()
     const scratch = opened.use(Scratch.open(name))
     const publisher = shared ?? opened.use(await Publisher.start(scratch))
     const gateways = [publisher.gatewayUrl]
-    const agent = opened.use(await AgentProcess.start(scratch, { gateways, ...config }))
+    const containerdSocket = Containerd.socketPathOf(scratch)
+    const agent = opened.use(
+      await AgentProcess.start(scratch, { gateways, containerdSocket, ...config }),
+    )
     const certsDir = join(scratch.dir, 'certs.d')
     for (const [host, url] of Object.entries({ [IMAGE_HOST]: agent.registryUrl, ...hosts })) {
       writeHostsFile(certsDir, host, url)
     }
     const snapshotter = { name: 'ipdr', socketPath: agent.snapshotterSocket }
-    const containerd = opened.use(await Containerd.start({ scratch, snapshotter, certsDir }))
+    const baseSpecPath = authorizes ? await writeBaseSpec(scratch, agent.runDir) : undefined
+    const containerd = opened.use(
+      await Containerd.start({
+        scratch,
+        snapshotter,
+        certsDir,
+        ...(baseSpecPath !== undefined && { baseSpecPath }),
+      }),
+    )
     const cri = opened.use(await Cri.connect(containerd))
     return new LazyNode({ scratch, publisher, agent, containerd, cri }, opened.move())
   }
@@ -183,9 +197,10 @@ export class LazyNode implements AsyncDisposable {
   async startContainer(
     image: string,
     command?: readonly string[],
+    namespace?: string,
   ): Promise<RunningContainer & AsyncDisposable> {
     const { cri } = this
-    const pod = await cri.runPodSandbox()
+    const pod = await cri.runPodSandbox(namespace)
     const id = await cri.createContainer(pod, image, command)
     await cri.startContainer(id)
     return { id, [Symbol.asyncDispose]: () => cri.removePodSandbox(pod) }
@@ -194,6 +209,16 @@ export class LazyNode implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#opened.disposeAsync()
   }
+}
+
+/** Adds the hook to containerd's specification as our manual says. */
+async function writeBaseSpec(scratch: Scratch, runDir: string): Promise<string> {
+  const path = join(scratch.dir, 'base-spec.json')
+  const env = { PATH: debianPath }
+  const spec = await runCommand('ctr', ['oci', 'spec'], { env })
+  const words = ['runtime-spec', '--run-dir', runDir]
+  writeFileSync(path, await runCommand(IPDR, words, { input: spec }))
+  return path
 }
 
 /** A mount as ctr prints it: Go's names. */

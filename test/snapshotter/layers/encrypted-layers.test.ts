@@ -238,6 +238,55 @@ describe('an image that claims the diff ID of an encrypted layer that is here', 
   )
 })
 
+describe('a container on an encrypted layer', () => {
+  /** A node where team-a alone has the key, and the container `c1` of the image, whoever started it. */
+  async function withContainer(): Promise<{ node: LazyNode; blocks: MemoryBlocks }> {
+    const blocks = new MemoryBlocks()
+    const layers = [
+      plainLayer(makeTar({ name: 'base' })),
+      await encryptedLayer(plainLayer(tar), [key]),
+    ]
+    const image = await publishImage(blocks, layers)
+    const node = await openNode(blocks, [key])
+    node.namespaceKeys.set('team-a', [key]).set('team-b', [stranger])
+    await node.pull(image)
+    const snapshot = { key: 'k8s.io/7/c1', parent: image.chainIds.at(-1), labels: new Map() }
+    await node.snapshotter.snapshots.prepare(snapshot, AbortSignal.timeout(10_000))
+    return { node, blocks }
+  }
+
+  test('may be started by pods of a namespace that has a key for it, and of no other, though its bytes are here', async () => {
+    const { node } = await withContainer()
+    await node.snapshotter.authorize('c1', 'team-a')
+    for (const namespace of ['team-b', 'team-c']) {
+      const failure = await failureOf(() => node.snapshotter.authorize('c1', namespace))
+      expect(failure).toMatchObject({ code: 'PERMISSION_DENIED' })
+      expect(failure.message).toMatch(`pods of namespace ${namespace} may not see layer sha256:`)
+    }
+    node.namespaceKeys.delete('team-a')
+    const failure = await failureOf(() => node.snapshotter.authorize('c1', 'team-a'))
+    expect(failure).toMatchObject({ code: 'PERMISSION_DENIED' })
+  })
+
+  test('may be started by all once the same layer was published in plain text and checked', async () => {
+    const { node, blocks } = await withContainer()
+    await node.pull(
+      await publishImage(blocks, [plainLayer(makeTar({ name: 'base' })), plainLayer(tar)]),
+    )
+    await expect(node.snapshotter.authorize('c1', 'team-b')).resolves.toBeUndefined()
+  })
+
+  test('of another image, or with no snapshot here, needs no key', async () => {
+    const { node, blocks } = await withContainer()
+    const image = await publishImage(blocks, [plainLayer(makeTar({ name: 'base' }))])
+    await node.pull(image)
+    const snapshot = { key: 'k8s.io/8/c2', parent: image.chainIds.at(-1), labels: new Map() }
+    await node.snapshotter.snapshots.prepare(snapshot, AbortSignal.timeout(10_000))
+    await expect(node.snapshotter.authorize('c2', 'team-b')).resolves.toBeUndefined()
+    await expect(node.snapshotter.authorize('c3', 'team-b')).resolves.toBeUndefined()
+  })
+})
+
 test(
   'the bytes of an encrypted layer are no source for another layer',
   async () => {

@@ -32,6 +32,8 @@ export class LazyNode implements AsyncDisposable {
   }
   /** Private keys that open layers; whoever changes it sees the change at the next read. */
   readonly keys: KeyObject[]
+  /** Private keys that pods of a namespace may use. */
+  readonly namespaceKeys: Map<string, readonly KeyObject[]> = new Map()
   readonly #fuse: { fd: number; dir: string } | undefined
   #snapshotter: Snapshotter | undefined
   #mounted = 0
@@ -81,7 +83,8 @@ export class LazyNode implements AsyncDisposable {
       {
         blocks,
         keys: {
-          unwrap: (wrapped, layer) => new PrivateKeys(this.keys).unwrap(wrapped, layer),
+          all: { unwrap: (wrapped, layer) => new PrivateKeys(this.keys).unwrap(wrapped, layer) },
+          of: (namespace) => new PrivateKeys(this.namespaceKeys.get(namespace) ?? []),
         },
         log: this.log,
         metrics: {
