@@ -282,7 +282,7 @@ export class Snapshotter implements AsyncDisposable {
     { root, digest, bytes }: ServedManifest,
     signal: AbortSignal,
   ): Promise<void> {
-    const { images, layers } = this.#parts
+    const { images } = this.#parts
     const image = await images
       .remember(root, { bytes, digest }, { priority: 'foreground', signal })
       .catch((error: unknown) => {
@@ -290,7 +290,7 @@ export class Snapshotter implements AsyncDisposable {
         if (error instanceof ImageError && error.code === 'FAILED_PRECONDITION') return undefined
         throw error
       })
-    if (image !== undefined) await layers.checkRivals(image, signal)
+    if (image !== undefined) await this.#checkRivals(image, signal)
   }
 
   /**
@@ -313,7 +313,7 @@ export class Snapshotter implements AsyncDisposable {
     const { images, layers, store, prefetcher } = this.#parts
     const { root, selector } = parseImageReference(reference)
     const image = await images.resolve(root, selector, { priority: 'foreground', signal })
-    await layers.checkRivals(image, signal)
+    await this.#checkRivals(image, signal)
     const pulled = await Promise.allSettled(
       image.layers.map(async (layer) => {
         const record = await layers.ready(layer)
@@ -492,6 +492,20 @@ export class Snapshotter implements AsyncDisposable {
     const here = new Set(catalog.layers().map(({ blobCid }) => blobCid))
     for (const { id, layers } of catalog.images()) {
       if (!layers.some(({ blobCid }) => here.has(blobCid))) catalog.forgetImage(id)
+    }
+  }
+
+  /** As `Layers.checkRivals`. An image that is refused is forgotten: its chain IDs would stand before those of honest ones. */
+  async #checkRivals(image: ImageRecord, signal: AbortSignal): Promise<void> {
+    const { layers, catalog } = this.#parts
+    try {
+      await layers.checkRivals(image, signal)
+    } catch (error) {
+      const isRefused =
+        error instanceof CodedError &&
+        (error.code === 'PERMISSION_DENIED' || error.code === 'DATA_LOSS')
+      if (isRefused) catalog.forgetImage(image.id)
+      throw error
     }
   }
 

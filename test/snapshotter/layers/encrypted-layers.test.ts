@@ -212,6 +212,7 @@ describe('an image that claims the diff ID of an encrypted layer that is here', 
       await node.pull(image)
       const failure = await failureOf(() => node.serve(thief))
       expect(failure.code).toMatch(/^(PERMISSION_DENIED|DATA_LOSS)$/)
+      expect(node.snapshotter.images()).toHaveLength(1)
       expect((await readSecret(node, image)).equals(secret)).toBe(true)
     },
     deadlineMs,
