@@ -4,6 +4,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { decryptJwe, encryptJwe } from '../../../snapshotter/encryption/jwe.ts'
+import { encryptionAnnotations } from '../../../snapshotter/encryption/layer-encryption.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { makeTar } from '../../support/make-tar.ts'
@@ -132,6 +133,25 @@ test('without a key an image is refused with the kinds of its recipients, before
   // `pull` serves the manifest again, which asks for the same blocks as the first time.
   expect(blocks.asked.slice(askedBefore)).toEqual(blocks.asked.slice(0, askedBefore))
 })
+
+test.each(formats)(
+  "layers that were given each other's keys are refused: %s",
+  async (_, layerOf) => {
+    const blocks = new MemoryBlocks()
+    const one = await encryptedLayer(await layerOf(), [key])
+    const other = await encryptedLayer(plainLayer(makeTar({ name: 'other' })), [key])
+    const swapped = [
+      { ...one, annotations: { ...one.annotations, ...keysOf(other) } },
+      { ...other, annotations: { ...other.annotations, ...keysOf(one) } },
+    ]
+    const image = await publishImage(blocks, swapped)
+    const node = await openNode(blocks, [key])
+    const failure = await failureOf(() => node.pull(image))
+    expect(failure).toMatchObject({ name: 'LayerError' })
+    expect(node.snapshotter.mounts()).toEqual([])
+  },
+  deadlineMs,
+)
 
 test(
   'after a restart the key is asked for again when bytes are missing, and was written down nowhere',
@@ -362,6 +382,10 @@ test(
   },
   deadlineMs,
 )
+
+function keysOf({ annotations = {} }: TestLayer): Record<string, string> {
+  return encryptionAnnotations(annotations)
+}
 
 /** The layer with its key wrapped for `to` instead of `from`. */
 async function rewrapped(layer: TestLayer, from: KeyObject, to: KeyObject): Promise<TestLayer> {
