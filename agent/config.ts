@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { z } from 'zod'
 import { CodedError } from '../snapshotter/errors.ts'
+import { parseCid } from '../snapshotter/oci/parse-cid.ts'
 
 /** A configuration that cannot be used; the message names every field that is wrong. */
 export class ConfigError extends CodedError {}
@@ -82,6 +83,21 @@ export type Config = {
      */
     readonly keysDir?: string | undefined
   }
+  readonly trust: {
+    /** Which images may run. The first that is for an image decides; without one for it, it runs. */
+    readonly policies: readonly {
+      /** Stands in every refusal. */
+      readonly name: string
+      /** Names of images, as `ipdr.internal/*`; `*` stands for any characters. */
+      readonly images: readonly string[]
+      /** CIDs of images that need no signature. */
+      readonly roots: readonly string[]
+      /** Files with the public keys, in PEM, of those whose signature counts. */
+      readonly keys: readonly string[]
+      /** Of how many of them there must be one. */
+      readonly signaturesMin: number
+    }[]
+  }
   readonly mounts: {
     /**
      * From how many lazy layers on an image is mounted as one merged EROFS instead of a mount a layer. Below it,
@@ -94,6 +110,38 @@ export type Config = {
 }
 
 const multiaddrs = (countMax: number) => z.array(z.string().startsWith('/').max(512)).max(countMax)
+
+const rootCid = z.string().transform((text, ctx): string => {
+  const cid = parseCid(text)
+  if (cid !== undefined) return cid.toV1().toString()
+  ctx.addIssue(`must be a CID, not '${text.slice(0, 100)}'`)
+  return z.NEVER
+})
+
+const trustPolicy = z
+  .strictObject({
+    name: z
+      .string()
+      .regex(/^[a-z0-9][a-z0-9._-]{0,62}$/i, 'must be a word of 63 characters at most'),
+    // Few stars: each multiplies the work of a comparison.
+    images: z
+      .array(
+        z
+          .string()
+          .regex(/^(?:[^*]*\*){0,4}[^*]*$/, 'may have four * at most')
+          .min(1)
+          .max(300),
+      )
+      .min(1)
+      .max(64)
+      .default(['*']),
+    roots: z.array(rootCid).max(4096).default([]),
+    keys: z.array(absolutePath).max(64).default([]),
+    signaturesMin: z.number().int().min(1).max(64).default(1),
+  })
+  .refine(({ keys, signaturesMin }) => keys.length === 0 || signaturesMin <= keys.length, {
+    error: 'signaturesMin: there are not that many keys',
+  })
 
 const configSchema = z.strictObject({
   root: absolutePath.default('/var/lib/ipdr-agent'),
@@ -140,6 +188,17 @@ const configSchema = z.strictObject({
     })
     .prefault({}),
   decryption: z.strictObject({ keysDir: absolutePath.optional() }).prefault({}),
+  trust: z
+    .strictObject({
+      policies: z
+        .array(trustPolicy)
+        .max(64)
+        .refine((all) => new Set(all.map(({ name }) => name)).size === all.length, {
+          error: 'two policies have the same name',
+        })
+        .default([]),
+    })
+    .prefault({}),
   mounts: z
     .strictObject({
       // 24: overlay costs about 0.25 ms a layer and mount, 6 ms at 24.

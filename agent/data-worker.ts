@@ -3,6 +3,7 @@ import { mkdir } from 'node:fs/promises'
 import { registryService } from '../snapshotter/registry-service.ts'
 import { snapshotsService } from '../snapshotter/snapshots-service.ts'
 import { Snapshotter } from '../snapshotter/snapshotter.ts'
+import { TrustPolicies } from '../snapshotter/trust.ts'
 import { adminService } from './admin-service.ts'
 import { AuthorizeServer } from './authorize-server.ts'
 import type { Config } from './config.ts'
@@ -18,6 +19,7 @@ import type { Logger } from './logger.ts'
 import { Metrics } from './metrics.ts'
 import { monitoringRoutes } from './monitoring.ts'
 import { placesOf } from './places.ts'
+import { readPolicies } from './trust/read-policies.ts'
 import type { WorkerMessage } from './worker-message.ts'
 
 /** How often the supervisor hears from us; it gives up after thirty times that. */
@@ -50,6 +52,9 @@ export async function runDataWorker(
       },
       onVerificationFailure: () => metrics.verificationFailed('block'),
     })
+    const trust = new TrustPolicies(await readPolicies(config.trust), {
+      onRefused: (policy) => metrics.imageRefused(policy),
+    })
     const snapshotter = opened.use(
       await Snapshotter.open(
         {
@@ -68,6 +73,7 @@ export async function runDataWorker(
           }),
           log: log.child({ part: 'snapshotter' }),
           metrics,
+          trust,
           endContainer: (snapshotKey) => killContainer(config.containerd.socketPath, snapshotKey),
         },
       ),

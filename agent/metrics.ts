@@ -34,6 +34,7 @@ export class Metrics {
   readonly #reusedBytes: Counter
   readonly #registrySentBytes: Counter<'kind'>
   readonly #verificationFailures: Counter<'what'>
+  readonly #imagesRefused: Counter<'policy'>
   readonly #callSeconds: Histogram<'method' | 'code'>
   readonly #fetchedBySource = new Map<string, number>()
   readonly #recentWaitsMs: number[] = []
@@ -69,6 +70,12 @@ export class Metrics {
       name: 'ipdr_registry_sent_bytes_total',
       help: 'Bytes that the registry sent; while layers are mounted lazily, its blobs are only configs.',
       labelNames: ['kind'],
+      registers,
+    })
+    this.#imagesRefused = new Counter({
+      name: 'ipdr_images_refused_total',
+      help: 'Images that a trust policy kept from running, by policy.',
+      labelNames: ['policy'],
       registers,
     })
     this.#verificationFailures = new Counter({
@@ -112,6 +119,10 @@ export class Metrics {
   verificationFailed(what: 'block' | 'layer' | 'toc'): void {
     this.#verificationFailures.inc({ what })
     this.#verificationFailureCount += 1
+  }
+
+  imageRefused(policy: string): void {
+    this.#imagesRefused.inc({ policy })
   }
 
   /** Verified block bytes from all sources, since this worker started. */

@@ -87,7 +87,7 @@ export async function indexImage(
     await indexing.manifest(manifest, request)
   }
   const { layers, added } = indexing
-  const beside = { directory: SIDE_INDEXES_DIRECTORY, files: added }
+  const beside = [{ directory: SIDE_INDEXES_DIRECTORY, files: added }]
   const indexed =
     added.size === 0 ? root : await addFilesBeside(root, beside, { blocks, sink }, request)
   return { root: indexed, layers: [...layers.values()] }

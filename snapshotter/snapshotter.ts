@@ -25,6 +25,7 @@ import { Prefetcher } from './prefetch/prefetcher.ts'
 import { StartRecorder } from './prefetch/start-recorder.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
+import { TrustPolicies } from './trust/trust-policies.ts'
 
 export type { KernelReport } from './erofs/probe-kernel.ts'
 export type { ImageRecord, LayerRecord } from './layers/catalog.ts'
@@ -62,6 +63,8 @@ type Collaborators = {
   readonly keys?: KeyRing
   /** Ends the container that has an active snapshot; by default containers only get EIO. */
   readonly endContainer?: (snapshotKey: string) => Promise<void>
+  /** Which images may run; by default all. */
+  readonly trust?: TrustPolicies
   readonly log: Log
   readonly metrics: SnapshotterMetrics
 }
@@ -117,7 +120,14 @@ export class Snapshotter implements AsyncDisposable {
    */
   static async open(
     config: SnapshotterConfig,
-    { blocks, keys = NO_KEYS, endContainer, log, metrics }: Collaborators,
+    {
+      blocks,
+      keys = NO_KEYS,
+      endContainer,
+      trust = new TrustPolicies([], { onRefused: () => {} }),
+      log,
+      metrics,
+    }: Collaborators,
   ): Promise<Snapshotter> {
     await using opened = new AsyncDisposableStack()
     const closing = new AbortController()
@@ -211,6 +221,7 @@ export class Snapshotter implements AsyncDisposable {
         { catalog, store, blocks, tables, places, recorder, log },
       ),
     )
+    const images = new Images({ catalog, blocks, trust, log })
     const layers = opened.use(
       new Layers({
         catalog,
@@ -221,6 +232,7 @@ export class Snapshotter implements AsyncDisposable {
         server: fuse && layerServer(fuse),
         log,
         starts: startListener(prefetcher),
+        recheck: (image, signal) => images.recheck(image, { priority: 'foreground', signal }),
         onVerificationFailure: (what) => metrics.verificationFailed(what),
         onSpoiled: ({ id, blobDigest }) => {
           if (endContainer === undefined) return
@@ -252,7 +264,6 @@ export class Snapshotter implements AsyncDisposable {
       const patienceMs = Math.min(STOP_LONGEST_MS, config.foregroundDeadlineMs)
       opened.defer(() => fuse.stop(dir, AbortSignal.timeout(patienceMs)))
     }
-    const images = new Images({ catalog, blocks, log })
     return new Snapshotter(
       { snapshots, kernel },
       {

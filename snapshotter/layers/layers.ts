@@ -41,6 +41,8 @@ type Parts = {
   readonly shared: SharedLeaves
   /** Undefined on a kernel that cannot mount lazily: then no layer is ever claimed. */
   readonly server: LayerServer | undefined
+  /** Rejects if an image may not run by the policies of now. */
+  readonly recheck: (image: ImageRecord, signal: AbortSignal) => Promise<void>
   readonly log: Log
   readonly starts: StartListener
   readonly onVerificationFailure: (what: 'layer' | 'toc') => void
@@ -100,8 +102,10 @@ export class Layers implements LazyLayers, AsyncDisposable {
       (each) => catalog.layerByBlob(blobOf(each) ?? '')?.state !== 'corrupt',
     )
     const hint = labels.get(MANIFEST_DIGEST_LABEL)
-    const image =
-      usable.find(({ manifestDigest }) => manifestDigest === hint) ?? usable[0] ?? images[0]
+    const hinted = usable.find(({ manifestDigest }) => manifestDigest === hint)
+    // One that is corrupt is better named than passed over in silence.
+    const candidates = usable.length === 0 ? images.slice(0, 1) : usable
+    const image = await this.#trusted(hinted === undefined ? candidates : [hinted], signal)
     if (image === undefined) return undefined
     if (server === undefined) {
       log.info(
@@ -127,6 +131,24 @@ export class Layers implements LazyLayers, AsyncDisposable {
     if (isContested && !record.verified) await this.fetchWhole(record, signal)
     catalog.touchLayer(record.id)
     return { layer: record.id, size: BigInt(record.blobSize), inodes: BigInt(record.inodes) }
+  }
+
+  /** The first of some images that may run by the policies of now. Rejects with the first refusal if none may. */
+  async #trusted(
+    images: readonly ImageRecord[],
+    signal: AbortSignal,
+  ): Promise<ImageRecord | undefined> {
+    let refusal: unknown
+    for (const image of images) {
+      try {
+        await this.#parts.recheck(image, signal)
+        return image
+      } catch (error) {
+        refusal ??= error
+      }
+    }
+    if (refusal !== undefined) throw refusal
+    return undefined
   }
 
   async lowerDirs(

@@ -49,6 +49,6 @@ export async function addPublishedLists(
   { blocks, sink, signal }: { blocks: BlockSource; sink: BlockSink; signal: AbortSignal },
 ): Promise<CID> {
   const files = new Map([...lists].map(([manifest, list]) => [manifest, encodePrefetchList(list)]))
-  const beside = { directory: PREFETCH_DIRECTORY, files }
+  const beside = [{ directory: PREFETCH_DIRECTORY, files }]
   return addFilesBeside(root, beside, { blocks, sink }, { priority: 'foreground', signal })
 }
