@@ -87,11 +87,11 @@ export async function signImage(
     config: { mediaType: MEDIA_TYPES.ociConfig, digest: digestOf(config), size: config.length },
     layers,
   })
-  const manifests = new Map([
+  const manifests = new Map<string, Uint8Array>([
     [signatureTag(manifestDigest), manifest],
-    [String(digestOf(manifest)), manifest],
+    [digestOf(manifest), manifest],
   ])
-  const blobs = new Map([payload, config].map((bytes) => [String(digestOf(bytes)), bytes] as const))
+  const blobs = new Map([payload, config].map((bytes) => [digestOf(bytes), bytes] as const))
   const beside = [
     { directory: 'manifests', files: manifests },
     { directory: 'blobs', files: blobs },

@@ -23,6 +23,7 @@ type AgentConfig = {
   readonly mergeLayersMin?: number
   readonly keysDir?: string
   readonly containerdSocket?: string
+  readonly policies?: readonly object[]
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -72,6 +73,7 @@ export class AgentProcess implements AsyncDisposable {
         }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
         ...(config.keysDir && { decryption: { keysDir: config.keysDir } }),
+        ...(config.policies && { trust: { policies: config.policies } }),
         // Never the machine's own.
         containerd: { socketPath: config.containerdSocket ?? join(scratch.run, 'none.sock') },
       }),

@@ -5,11 +5,14 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
 import { CID } from 'multiformats/cid'
+import { repositoryBlocks } from '../../agent/cli/repository-blocks.ts'
 import { BlockRepository } from '../../agent/ipfs/repository.ts'
 import { listMounts, type MountEntry } from '../../snapshotter/kernel/mountinfo.ts'
+import { digestOf } from '../../snapshotter/oci/digest.ts'
 import { parseImageConfig } from '../../snapshotter/oci/image-config.ts'
 import { layerChainIds } from '../../snapshotter/oci/layer-chain-id.ts'
 import { IMAGE_HOST } from '../../snapshotter/oci/reference.ts'
+import { addFilesBeside } from '../../snapshotter/publish/add-files-beside.ts'
 import { AgentProcess } from './agent.ts'
 import { Containerd, writeHostsFile } from './containerd.ts'
 import { Cri } from './cri.ts'
@@ -30,12 +33,13 @@ const RETRY_DEADLINE_MS = 30_000
 export class Publisher implements AsyncDisposable {
   /** What agents put in `ipfs.gateways`. */
   readonly gatewayUrl: string
-  readonly #repository: string
+  /** Its folder. */
+  readonly repository: string
   readonly #stop: () => Promise<void>
 
   private constructor(gatewayUrl: string, repository: string, stop: () => Promise<void>) {
     this.gatewayUrl = gatewayUrl
-    this.#repository = repository
+    this.repository = repository
     this.#stop = stop
   }
 
@@ -65,7 +69,7 @@ export class Publisher implements AsyncDisposable {
 
   /** Runs `ipdr push` on the layout and gives back the root CID. */
   async push({ dir, tag: name }: Pick<OciLayout, 'dir' | 'tag'>, tag?: string): Promise<string> {
-    const places = ['--repository', this.#repository]
+    const places = ['--repository', this.repository]
     const named = tag === undefined ? [] : ['--tag', tag]
     const words = ['push', `oci:${dir}:${name}`, ...places, ...named, '--output', 'json']
     return (JSON.parse(await runCommand(IPDR, words)) as { root: string }).root
@@ -73,18 +77,38 @@ export class Publisher implements AsyncDisposable {
 
   /** Publishes the layout as publishers before ours do, see `importAsIs`. Gives back the root CID. */
   importAsIs(layout: OciLayout): Promise<string> {
-    return importAsIs(layout, this.#repository)
+    return importAsIs(layout, this.repository)
   }
 
   /** Runs `ipdr index` on an image in the repository and gives back its new root CID. */
   async index(root: string): Promise<string> {
-    const words = ['index', root, '--repository', this.#repository, '--output', 'json']
+    const words = ['index', root, '--repository', this.repository, '--output', 'json']
     return (JSON.parse(await runCommand(IPDR, words)) as { root: string }).root
+  }
+
+  /** Puts manifests, by their tags, and blobs beside an image as they are, and gives back its new root CID. */
+  async addBeside(
+    root: string,
+    {
+      manifests,
+      blobs,
+    }: { manifests: ReadonlyMap<string, Uint8Array>; blobs: readonly Uint8Array[] },
+  ): Promise<string> {
+    await using repository = await BlockRepository.open(this.repository)
+    const parts = { blocks: repositoryBlocks(repository), sink: repository }
+    const beside = [
+      { directory: 'manifests', files: manifests },
+      { directory: 'blobs', files: new Map(blobs.map((blob) => [digestOf(blob), blob])) },
+    ]
+    const request = { priority: 'foreground', signal: AbortSignal.timeout(60_000) } as const
+    const cid = await addFilesBeside(CID.parse(root), beside, parts, request)
+    await repository.addRoot(cid, 'test')
+    return cid.toString()
   }
 
   /** Offers blocks that were made elsewhere. */
   async offer({ blocks }: MemoryBlocks): Promise<void> {
-    await using repository = await BlockRepository.open(this.#repository)
+    await using repository = await BlockRepository.open(this.repository)
     for (const [cid, block] of blocks) await repository.put(CID.parse(cid), block)
   }
 

@@ -6,6 +6,7 @@ import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
 import { mountLayerFiles } from '../../../snapshotter/fuse-connection.ts'
 import type { Mount } from '../../../snapshotter/snapshots/mounts.ts'
 import { Snapshotter } from '../../../snapshotter/snapshotter.ts'
+import { TrustPolicies, type TrustPolicy } from '../../../snapshotter/trust.ts'
 import { listeningLog } from '../../support/fuse-mount.ts'
 import { mountAll } from '../../support/mount-all.ts'
 import { Scratch } from '../../support/scratch.ts'
@@ -34,6 +35,8 @@ export class LazyNode implements AsyncDisposable {
   readonly keys: KeyObject[]
   /** Private keys that pods of a namespace may use. */
   readonly namespaceKeys: Map<string, readonly KeyObject[]> = new Map()
+  /** Which images may run; who changes it starts the node again. */
+  policies: readonly TrustPolicy[] = []
   readonly #fuse: { fd: number; dir: string } | undefined
   #snapshotter: Snapshotter | undefined
   #mounted = 0
@@ -86,6 +89,7 @@ export class LazyNode implements AsyncDisposable {
           all: { unwrap: (wrapped, layer) => new PrivateKeys(this.keys).unwrap(wrapped, layer) },
           of: (namespace) => new PrivateKeys(this.namespaceKeys.get(namespace) ?? []),
         },
+        trust: new TrustPolicies(this.policies, { onRefused: () => {} }),
         log: this.log,
         metrics: {
           readWaited: () => {},
