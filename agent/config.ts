@@ -76,6 +76,17 @@ export type Config = {
   }
   /** Layer bytes kept on disk before the least recently used ones are dropped. */
   readonly store: { readonly bytesMax: number }
+  /** Agents of other nodes, which share what they find out about layers. */
+  readonly cluster: {
+    /** Where this one answers the others; undefined: it does not. */
+    readonly listen?: ListenAddress | undefined
+    /** The others, like https://10.0.0.7:5082. */
+    readonly peers: readonly string[]
+    /** Files in PEM by which they know each other; the authority is the cluster's own. */
+    readonly tls?:
+      | { readonly certFile: string; readonly keyFile: string; readonly caFile: string }
+      | undefined
+  }
   readonly decryption: {
     /**
      * Private keys of encrypted images, a JWK or PEM file each, mode 600: directly in it for every pod, in a sub-directory for pods
@@ -185,6 +196,21 @@ const configSchema = z.strictObject({
         .int()
         .min(64 * MiB)
         .default(50 * GiB),
+    })
+    .prefault({}),
+  cluster: z
+    .strictObject({
+      listen: listenAddress.optional(),
+      peers: z
+        .array(z.url({ protocol: /^https$/ }))
+        .max(256)
+        .default([]),
+      tls: z
+        .strictObject({ certFile: absolutePath, keyFile: absolutePath, caFile: absolutePath })
+        .optional(),
+    })
+    .refine(({ listen, peers, tls }) => tls !== undefined || (listen ?? peers[0]) === undefined, {
+      error: 'needs tls: peers must know each other',
     })
     .prefault({}),
   decryption: z.strictObject({ keysDir: absolutePath.optional() }).prefault({}),

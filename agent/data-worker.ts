@@ -6,6 +6,9 @@ import { Snapshotter } from '../snapshotter/snapshotter.ts'
 import { TrustPolicies } from '../snapshotter/trust.ts'
 import { adminService } from './admin-service.ts'
 import { AuthorizeServer } from './authorize-server.ts'
+import { ClusterClient } from './cluster/cluster-client.ts'
+import { clusterService } from './cluster/cluster-service.ts'
+import { readClusterTls } from './cluster/cluster-tls.ts'
 import type { Config } from './config.ts'
 import { killContainer } from './containerd-tasks.ts'
 import { GrpcServer } from './grpc-server.ts'
@@ -52,6 +55,13 @@ export async function runDataWorker(
       },
       onVerificationFailure: () => metrics.verificationFailed('block'),
     })
+    const tls = config.cluster.tls && (await readClusterTls(config.cluster.tls))
+    const peers =
+      tls && config.cluster.peers.length > 0
+        ? opened.use(
+            new ClusterClient(config.cluster.peers, { tls, log: log.child({ part: 'cluster' }) }),
+          )
+        : undefined
     const trust = new TrustPolicies(await readPolicies(config.trust), {
       onRefused: (policy) => metrics.imageRefused(policy),
     })
@@ -74,6 +84,7 @@ export async function runDataWorker(
           log: log.child({ part: 'snapshotter' }),
           metrics,
           trust,
+          ...(peers && { peers }),
           endContainer: (snapshotKey) => killContainer(config.containerd.socketPath, snapshotKey),
         },
       ),
@@ -135,6 +146,22 @@ export async function runDataWorker(
     opened.use(
       await GrpcServer.listen(config.snapshotter, [snapshotsService(snapshotter.snapshots)], grpc),
     )
+    if (config.cluster.listen !== undefined && tls !== undefined) {
+      const service = clusterService({
+        sideIndex: (blobCid) => snapshotter.sideIndex(blobCid),
+        prefetchList: (layerChainId) => snapshotter.learnedList(layerChainId),
+        onAnswer: (what, found) => metrics.peerAnswered(what, found),
+      })
+      const known = { requestCert: true, rejectUnauthorized: true }
+      const { cert, key, ca } = tls
+      const secure = {
+        ...known,
+        cert: Buffer.from(cert),
+        key: Buffer.from(key),
+        ca: Buffer.from(ca),
+      }
+      opened.use(await HttpServer.listen(config.cluster.listen, service, secure))
+    }
     const monitoring = opened.use(
       await HttpServer.listen(
         config.monitoring.listen,

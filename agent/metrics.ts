@@ -35,6 +35,7 @@ export class Metrics {
   readonly #registrySentBytes: Counter<'kind'>
   readonly #verificationFailures: Counter<'what'>
   readonly #imagesRefused: Counter<'policy'>
+  readonly #peerAnswers: Counter<'what' | 'found'>
   readonly #callSeconds: Histogram<'method' | 'code'>
   readonly #fetchedBySource = new Map<string, number>()
   readonly #recentWaitsMs: number[] = []
@@ -70,6 +71,12 @@ export class Metrics {
       name: 'ipdr_registry_sent_bytes_total',
       help: 'Bytes that the registry sent; while layers are mounted lazily, its blobs are only configs.',
       labelNames: ['kind'],
+      registers,
+    })
+    this.#peerAnswers = new Counter({
+      name: 'ipdr_cluster_answers_total',
+      help: 'Questions of other nodes that were answered, and whether what they asked for was found.',
+      labelNames: ['what', 'found'],
       registers,
     })
     this.#imagesRefused = new Counter({
@@ -119,6 +126,10 @@ export class Metrics {
   verificationFailed(what: 'block' | 'layer' | 'toc'): void {
     this.#verificationFailures.inc({ what })
     this.#verificationFailureCount += 1
+  }
+
+  peerAnswered(what: 'index' | 'prefetch', found: boolean): void {
+    this.#peerAnswers.inc({ what, found: String(found) })
   }
 
   imageRefused(policy: string): void {

@@ -19,3 +19,6 @@ const TABLE_ANNOTATIONS = [
 export function tablesNamed(annotations: Readonly<Record<string, string>>): string {
   return JSON.stringify(TABLE_ANNOTATIONS.map((name) => annotations[name] ?? null))
 }
+
+/** `tablesNamed` of a descriptor that says nothing of a table of contents. */
+export const NO_TABLES: string = tablesNamed({})

@@ -24,6 +24,7 @@ type AgentConfig = {
   readonly keysDir?: string
   readonly containerdSocket?: string
   readonly policies?: readonly object[]
+  readonly cluster?: object
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -74,6 +75,7 @@ export class AgentProcess implements AsyncDisposable {
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
         ...(config.keysDir && { decryption: { keysDir: config.keysDir } }),
         ...(config.policies && { trust: { policies: config.policies } }),
+        ...(config.cluster && { cluster: config.cluster }),
         // Never the machine's own.
         containerd: { socketPath: config.containerdSocket ?? join(scratch.run, 'none.sock') },
       }),
@@ -210,7 +212,7 @@ export class AgentProcess implements AsyncDisposable {
 }
 
 /** A port of 127.0.0.1 that nobody uses at the moment. */
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
   const address = server.address()
