@@ -24,6 +24,9 @@ type AgentConfig = {
   readonly keysDir?: string
   readonly containerdSocket?: string
   readonly policies?: readonly object[]
+  readonly keyProviders?: string
+  readonly keyProvider?: { readonly wrapKeys?: Readonly<Record<string, string>> }
+  readonly logLevel?: 'trace' | 'debug'
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -63,7 +66,7 @@ export class AgentProcess implements AsyncDisposable {
       JSON.stringify({
         root: this.root,
         runDir: this.runDir,
-        log: { level: 'debug' },
+        log: { level: config.logLevel ?? 'debug' },
         registry: { listen: `127.0.0.1:${ports.registry}` },
         monitoring: { listen: `127.0.0.1:${ports.monitoring}` },
         ipfs: { gateways, peers, bitswap },
@@ -71,9 +74,10 @@ export class AgentProcess implements AsyncDisposable {
         ...(config.foregroundDeadlineMs && {
           fetch: { foregroundDeadlineMs: config.foregroundDeadlineMs },
         }),
+        ...(config.keyProvider && { keyProvider: config.keyProvider }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
-        ...(config.keysDir && { decryption: { keysDir: config.keysDir } }),
         ...(config.policies && { trust: { policies: config.policies } }),
+        decryption: { keysDir: config.keysDir, keyProviders: config.keyProviders },
         // Never the machine's own.
         containerd: { socketPath: config.containerdSocket ?? join(scratch.run, 'none.sock') },
       }),
@@ -210,7 +214,7 @@ export class AgentProcess implements AsyncDisposable {
 }
 
 /** A port of 127.0.0.1 that nobody uses at the moment. */
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
   const address = server.address()
