@@ -93,6 +93,8 @@ export type Config = {
      * of the namespace with its name. None: encrypted images are refused.
      */
     readonly keysDir?: string | undefined
+    /** Key providers to ask for every pod, in a file as ocicrypt has it. */
+    readonly keyProviders?: string | undefined
   }
   readonly trust: {
     /** Which images may run. The first that is for an image decides; without one for it, it runs. */
@@ -118,7 +120,19 @@ export type Config = {
     /** Read-ahead of lazy mounts. */
     readonly readAheadKb: number
   }
+  /** This agent as a key provider over the keys that every pod may use, for skopeo and ctd-decoder; undefined: it is none. */
+  readonly keyProvider?:
+    | {
+        /** `<runDir>/keyprovider.sock` unless given. Whoever can connect can have layers opened. */
+        readonly socketPath: string
+        /** Public keys to wrap for, by name, beside those of the directory. */
+        readonly wrapKeys: Readonly<Record<string, string>>
+      }
+    | undefined
 }
+
+/** Public keys that a key provider wraps for. 64: as many as there may be private ones. */
+const WRAP_KEYS_MAX = 64
 
 const multiaddrs = (countMax: number) => z.array(z.string().startsWith('/').max(512)).max(countMax)
 
@@ -213,7 +227,9 @@ const configSchema = z.strictObject({
       error: 'needs tls: peers must know each other',
     })
     .prefault({}),
-  decryption: z.strictObject({ keysDir: absolutePath.optional() }).prefault({}),
+  decryption: z
+    .strictObject({ keysDir: absolutePath.optional(), keyProviders: absolutePath.optional() })
+    .prefault({}),
   trust: z
     .strictObject({
       policies: z
@@ -233,6 +249,17 @@ const configSchema = z.strictObject({
       readAheadKb: z.number().int().min(4).max(16_384).default(1024),
     })
     .prefault({}),
+  keyProvider: z
+    .strictObject({
+      socketPath: socketPath.optional(),
+      wrapKeys: z
+        .record(z.string().min(1).max(128), absolutePath)
+        .refine((keys) => Object.keys(keys).length <= WRAP_KEYS_MAX, {
+          error: `must be at most ${WRAP_KEYS_MAX} keys`,
+        })
+        .default({}),
+    })
+    .optional(),
 })
 
 /** Checks a configuration. Throws ConfigError INVALID_ARGUMENT that names every wrong or unknown field. */
@@ -246,12 +273,23 @@ export function parseConfig(value: unknown, origin = 'configuration'): Config {
     throw new ConfigError('INVALID_ARGUMENT', `${origin}: ${problems.join('; ')}`, { origin })
   }
   const config = parsed.data
+  if (config.keyProvider !== undefined && config.decryption.keysDir === undefined) {
+    throw new ConfigError(
+      'INVALID_ARGUMENT',
+      `${origin}: keyProvider: needs decryption.keysDir, the private keys that it opens layers with`,
+      { origin },
+    )
+  }
   return {
     ...config,
     snapshotter: {
       socketPath: config.snapshotter.socketPath ?? `${config.runDir}/snapshotter.sock`,
     },
     admin: { socketPath: config.admin.socketPath ?? `${config.runDir}/admin.sock` },
+    keyProvider: config.keyProvider && {
+      ...config.keyProvider,
+      socketPath: config.keyProvider.socketPath ?? `${config.runDir}/keyprovider.sock`,
+    },
   }
 }
 

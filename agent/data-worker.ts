@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { mkdir } from 'node:fs/promises'
+import { KEY_PROVIDER_MESSAGE_BYTES_MAX } from '../snapshotter/encryption/key-provider-protocol.ts'
 import { registryService } from '../snapshotter/registry-service.ts'
 import { snapshotsService } from '../snapshotter/snapshots-service.ts'
 import { Snapshotter } from '../snapshotter/snapshotter.ts'
@@ -17,6 +18,9 @@ import { releaseIdleMemory } from './idle-memory.ts'
 import { BlockSources } from './ipfs/block-sources.ts'
 import { GatewayClient } from './ipfs/gateway-client.ts'
 import type { HeliaNode } from './ipfs/helia-node.ts'
+import { KeyProviderClient } from './keys/key-provider-client.ts'
+import { readKeyProviderConfig } from './keys/key-provider-config.ts'
+import { keyProviderService } from './keys/key-provider-service.ts'
 import { NodeKeys } from './keys/node-keys.ts'
 import type { Logger } from './logger.ts'
 import { Metrics } from './metrics.ts'
@@ -65,6 +69,7 @@ export async function runDataWorker(
     const trust = new TrustPolicies(await readPolicies(config.trust), {
       onRefused: (policy) => metrics.imageRefused(policy),
     })
+    const keys = await nodeKeys(config.decryption, log.child({ part: 'keys' }), stop)
     const snapshotter = opened.use(
       await Snapshotter.open(
         {
@@ -77,10 +82,7 @@ export async function runDataWorker(
         },
         {
           blocks,
-          keys: new NodeKeys(config.decryption, {
-            providers: [],
-            log: log.child({ part: 'keys' }),
-          }),
+          keys,
           log: log.child({ part: 'snapshotter' }),
           metrics,
           trust,
@@ -131,6 +133,12 @@ export async function runDataWorker(
         log: log.child({ part: 'authorize' }),
       }),
     )
+    if (config.keyProvider !== undefined && keys.nodeWide !== undefined) {
+      const { socketPath } = config.keyProvider
+      const service = keyProviderService(config.keyProvider, { keys: keys.nodeWide })
+      const messageBytesMax = KEY_PROVIDER_MESSAGE_BYTES_MAX
+      opened.use(await GrpcServer.listen({ socketPath, messageBytesMax }, [service], grpc))
+    }
     const registry = opened.use(
       await HttpServer.listen(
         config.registry.listen,
@@ -193,6 +201,26 @@ async function heliaNode(config: Config, log: Logger): Promise<HeliaNode | undef
   if (!bitswap || (peers.length === 0 && listen.length === 0)) return undefined
   const { HeliaNode } = await import('./ipfs/helia-node.ts')
   return HeliaNode.start({ keyPath: `${config.root}/libp2p.key`, peers, listen }, { log })
+}
+
+/** The keys and key providers of the configuration. What is wrong with its directory is told of, and may be mended later. */
+async function nodeKeys(
+  { keysDir, keyProviders }: Config['decryption'],
+  log: Logger,
+  signal: AbortSignal,
+): Promise<NodeKeys> {
+  const providers =
+    keyProviders === undefined
+      ? []
+      : [new KeyProviderClient(await readKeyProviderConfig(keyProviders))]
+  const keys = new NodeKeys({ keysDir }, { providers, log })
+  try {
+    await keys.nodeWide?.keys(signal)
+  } catch (error) {
+    signal.throwIfAborted()
+    log.warn({ keysDir }, error instanceof Error ? error.message : String(error))
+  }
+  return keys
 }
 
 /** Tells the supervisor, if there is one. */

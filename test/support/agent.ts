@@ -25,6 +25,9 @@ type AgentConfig = {
   readonly containerdSocket?: string
   readonly policies?: readonly object[]
   readonly cluster?: object
+  readonly keyProviders?: string
+  readonly keyProvider?: { readonly wrapKeys?: Readonly<Record<string, string>> }
+  readonly logLevel?: 'trace' | 'debug'
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -64,7 +67,7 @@ export class AgentProcess implements AsyncDisposable {
       JSON.stringify({
         root: this.root,
         runDir: this.runDir,
-        log: { level: 'debug' },
+        log: { level: config.logLevel ?? 'debug' },
         registry: { listen: `127.0.0.1:${ports.registry}` },
         monitoring: { listen: `127.0.0.1:${ports.monitoring}` },
         ipfs: { gateways, peers, bitswap },
@@ -72,10 +75,11 @@ export class AgentProcess implements AsyncDisposable {
         ...(config.foregroundDeadlineMs && {
           fetch: { foregroundDeadlineMs: config.foregroundDeadlineMs },
         }),
+        ...(config.keyProvider && { keyProvider: config.keyProvider }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
-        ...(config.keysDir && { decryption: { keysDir: config.keysDir } }),
         ...(config.policies && { trust: { policies: config.policies } }),
         ...(config.cluster && { cluster: config.cluster }),
+        decryption: { keysDir: config.keysDir, keyProviders: config.keyProviders },
         // Never the machine's own.
         containerd: { socketPath: config.containerdSocket ?? join(scratch.run, 'none.sock') },
       }),
