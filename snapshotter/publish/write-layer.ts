@@ -1,6 +1,4 @@
 import { createHash } from 'node:crypto'
-import { promisify } from 'node:util'
-import zlib from 'node:zlib'
 import { LayerError } from '../errors.ts'
 import {
   encodeLayerIndex,
@@ -13,6 +11,8 @@ import { skippableFrame } from '../toc/zstd-frames.ts'
 import type { ZstdUnit } from '../toc/zstd-layer-map.ts'
 import { ZstdLayerMap } from '../toc/zstd-layer-map.ts'
 import { ChunkedRecords } from './chunked-records.ts'
+import { compressFrame } from './compress-frame.ts'
+import { FrameThreads } from './frame-threads.ts'
 import type { LayerPiece } from './layer-pieces.ts'
 import { LayerPieces } from './layer-pieces.ts'
 import { LeafBoundaries } from './leaf-boundaries.ts'
@@ -20,18 +20,14 @@ import { LeafBoundaries } from './leaf-boundaries.ts'
 /** The media type of what `writeLayer` writes. OCI image-spec, layer.md. */
 export const PUBLISHED_LAYER_MEDIA_TYPE = 'application/vnd.oci.image.layer.v1.tar+zstd'
 
-/**
- * The zstd level of every frame, fixed because it decides the bytes and so the CIDs: the same tar makes the same blob as long as
- * Node brings the same zstd (1.5.7 in Node 24). Level 9 is the last that costs little: 6 % smaller than 3 for 1.8 times the CPU
- * time, 1 % smaller than 6 for 1.3 times; 12 saves 1 % more for 1.7 times.
- */
-const ZSTD_LEVEL = 9
+/** Pieces that are being compressed, or wait for their turn in the blob, in bytes. 16 MiB: eight batches for each of four threads. */
+const UNDERWAY_BYTES_MAX = 16 * 1024 * 1024
 
-/** Pieces up to this long are compressed on this thread, in bytes. 16 KiB: 0.1 ms, about what a thread's turn costs. */
-const INLINE_BYTES_MAX = 16 * 1024
+/** Pieces that a thread is given at once, in bytes. 512 KiB: 10 ms of its time, and a message for it costs a hundredth. */
+const BATCH_BYTES_MIN = 512 * 1024
 
-/** Pieces that are being compressed, or wait for their turn in the blob, in bytes. 8 MiB: eight long chunks, for four threads. */
-const UNDERWAY_BYTES_MAX = 8 * 1024 * 1024
+/** Layers up to this long are compressed on this thread, in bytes. 1 MiB: 20 ms, which is what threads take to start. */
+const INLINE_BYTES_MAX = 1024 * 1024
 
 /** A leaf of what follows the layer's frames, in bytes. 512 KiB, as the largest leaf of small files. */
 const TABLE_LEAF_BYTES = 512 * 1024
@@ -96,7 +92,7 @@ export async function* writeLayer(
     if (endsAfter) yield* endUnit()
   }
 
-  const underway = new FramesUnderway()
+  await using underway = new FramesUnderway()
   for await (const bytes of tar) {
     if (signal.aborted) throw new LayerError('CANCELLED', 'writing the layer was cancelled')
     tarHash.update(bytes)
@@ -134,10 +130,16 @@ export async function* writeLayer(
   }
 }
 
-/** Compresses pieces on libuv's threads, several at once, and gives the frames back in order. */
-class FramesUnderway {
-  #queue: { piece: LayerPiece; frame: Uint8Array | Promise<Uint8Array> }[] = []
+/** Compresses pieces, several at once, and gives the frames back in order. */
+class FramesUnderway implements AsyncDisposable {
+  readonly #threads = new FrameThreads()
+  /** Pieces in order, each with its frame, once that was asked for. */
+  #queue: { piece: LayerPiece; frame: Promise<Uint8Array> | undefined }[] = []
+  /** Pieces at the end of the queue that no thread was given. */
+  #gathered: LayerPiece[] = []
+  #gatheredBytes = 0
   #bytes = 0
+  #isLong = false
 
   get isFull(): boolean {
     return this.#bytes > UNDERWAY_BYTES_MAX
@@ -148,40 +150,40 @@ class FramesUnderway {
   }
 
   add(piece: LayerPiece): void {
-    const frame = compress(piece.bytes)
-    // A failure is thrown where the frame is awaited, which may be later than Node allows.
-    if (frame instanceof Promise) frame.catch(() => {})
-    this.#queue.push({ piece, frame })
+    this.#queue.push({ piece, frame: undefined })
+    this.#gathered.push(piece)
+    this.#gatheredBytes += piece.bytes.length
     this.#bytes += piece.bytes.length
+    this.#isLong ||= this.#bytes > INLINE_BYTES_MAX
+    if (this.#isLong && this.#gatheredBytes >= BATCH_BYTES_MIN) this.#send()
   }
 
   async next(): Promise<{ piece: LayerPiece; frame: Uint8Array }> {
-    const first = this.#queue.shift()
+    const [first] = this.#queue
     if (first === undefined) throw new RangeError('no frame is under way')
-    this.#bytes -= first.piece.bytes.length
-    return { piece: first.piece, frame: await first.frame }
+    if (first.frame === undefined && this.#isLong) this.#send()
+    this.#queue.shift()
+    const { piece } = first
+    const frame = (await first.frame) ?? compressFrame(piece.bytes)
+    this.#bytes -= piece.bytes.length
+    return { piece, frame }
   }
-}
 
-const zstdCompress = promisify(
-  (bytes: Uint8Array, done: (error: Error | null, frame: Buffer) => void): void =>
-    zlib.zstdCompress(bytes, zstdOptions(bytes), done),
-)
-
-function zstdOptions(bytes: Uint8Array): zlib.ZstdOptions {
-  return {
-    params: { [zlib.constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL },
-    // Else only the synchronous call writes the size into the frame, which readers need.
-    pledgedSrcSize: bytes.length,
-    // Room for the whole frame (zstd's own bound, ZSTD_COMPRESSBOUND): else Node hands out 16 KiB at a time.
-    chunkSize: bytes.length + (bytes.length >> 8) + 128,
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#threads[Symbol.asyncDispose]()
   }
-}
 
-function compress(bytes: Uint8Array): Uint8Array | Promise<Uint8Array> {
-  return bytes.length <= INLINE_BYTES_MAX
-    ? zlib.zstdCompressSync(bytes, zstdOptions(bytes))
-    : zstdCompress(bytes)
+  #send(): void {
+    const pieces = this.#gathered
+    this.#gathered = []
+    this.#gatheredBytes = 0
+    const frames = this.#threads.compress(pieces.map(({ bytes }) => bytes))
+    for (const [position, entry] of this.#queue.slice(-pieces.length).entries()) {
+      entry.frame = frames.then((all) => all[position] ?? new Uint8Array())
+      // A failure is thrown where the frame is awaited, which may be later than Node allows.
+      entry.frame.catch(() => undefined)
+    }
+  }
 }
 
 /** The blob as it grows: its size, digest and the leaf that is being filled. */

@@ -1,0 +1,25 @@
+import { expect, test } from 'vitest'
+import { compressFrame } from '../../../snapshotter/publish/compress-frame.ts'
+import { FrameThreads } from '../../../snapshotter/publish/frame-threads.ts'
+import { failureOf } from '../../support/failure-of.ts'
+import { randomContent } from '../../support/random-tree-tar.ts'
+import { seeded } from '../../support/seeded.ts'
+
+const pieces = Array.from({ length: 40 }, (_, index) => randomContent(seeded(index), index * 3000))
+
+test('threads make the frames that are made without them, in order, however many batches are under way', async () => {
+  await using threads = new FrameThreads()
+  const batches = [pieces.slice(0, 15), pieces.slice(15, 16), pieces.slice(16)]
+  const frames = (await Promise.all(batches.map((batch) => threads.compress(batch)))).flat()
+  expect(frames.map((frame) => Buffer.from(frame).toString('hex'))).toEqual(
+    pieces.map((piece) => Buffer.from(compressFrame(piece)).toString('hex')),
+  )
+})
+
+test('a thread that ends before its answer is a failure of whoever waits, and not a hang', async () => {
+  const threads = new FrameThreads()
+  const waiting = threads.compress([randomContent(seeded(7), 8_000_000)])
+  const failed = failureOf(() => waiting)
+  await threads[Symbol.asyncDispose]()
+  expect(await failed).toMatchObject({ code: 'RESOURCE_EXHAUSTED' })
+})
