@@ -30,15 +30,16 @@ export type TokenServer = AsyncDisposable & {
 export async function startTokenServer(dir: string): Promise<TokenServer> {
   const [keyPath, certificatePath] = [join(dir, 'token-key.pem'), join(dir, 'token-cert.pem')]
   await runCommand('openssl', [
-    ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'],
-    ...['-days', '2', '-subj', '/CN=token-server', '-keyout', keyPath, '-out', certificatePath],
+    ...'req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2'.split(' '),
+    ...`-subj /CN=token-server -keyout ${keyPath} -out ${certificatePath}`.split(' '),
   ])
   const key = createPrivateKey(readFileSync(keyPath))
   const certificate = new X509Certificate(readFileSync(certificatePath))
   const server = createServer((request, response) => {
-    void answer(state, request, { key, certificate }).then(({ status, body }) => {
+    void (async () => {
+      const { status, body } = await answer(state, request, { key, certificate })
       response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body))
-    })
+    })()
   })
   const state: Mutable<Omit<TokenServer, keyof AsyncDisposable>> = {
     realm: `http://127.0.0.1:${await listen(server)}/token`,
