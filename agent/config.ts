@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { z } from 'zod'
 import { CodedError } from '../snapshotter/errors.ts'
+import { isRegistryHost } from '../snapshotter/oci/registry-reference.ts'
 
 /** A configuration that cannot be used; the message names every field that is wrong. */
 export class ConfigError extends CodedError {}
@@ -65,6 +66,29 @@ export type Config = {
     /** Fetch by bitswap over libp2p from `peers`. */
     readonly bitswap: boolean
   }
+  /** Images in other registries, as far as they can be read lazily. */
+  readonly registries: {
+    /** Off: containerd downloads them whole, and no registry is ever asked. */
+    readonly lazy: boolean
+    /** How registries are reached, by host as in an image's name. */
+    readonly hosts: Readonly<
+      Record<
+        string,
+        {
+          /** Asked in its place, like https://mirror.example/docker. */
+          readonly mirror?: string | undefined
+          /** Plain HTTP, for the registry and its token server; loopback needs no leave. */
+          readonly insecure: boolean
+          /** Certificates to trust beside those of the system, in PEM. */
+          readonly caFile?: string | undefined
+        }
+      >
+    >
+    readonly credentials: {
+      /** Files as docker login writes them, with the credential helpers that they name; for every namespace of the node. */
+      readonly dockerConfigs: readonly string[]
+    }
+  }
   readonly fetch: {
     /** How long a page fault may wait for its bytes before it becomes EIO. */
     readonly foregroundDeadlineMs: number
@@ -83,6 +107,11 @@ export type Config = {
     readonly readAheadKb: number
   }
 }
+
+const registryHost = z
+  .string()
+  .max(260)
+  .refine(isRegistryHost, 'must be a host as in an image name, like docker.io or 10.0.0.7:5000')
 
 const multiaddrs = (countMax: number) => z.array(z.string().startsWith('/').max(512)).max(countMax)
 
@@ -108,6 +137,27 @@ const configSchema = z.strictObject({
       peers: multiaddrs(64).default([]),
       listen: multiaddrs(16).default([]),
       bitswap: z.boolean().default(true),
+    })
+    .prefault({}),
+  registries: z
+    .strictObject({
+      lazy: z.boolean().default(true),
+      hosts: z
+        .record(
+          registryHost,
+          z.strictObject({
+            mirror: z
+              .url({ protocol: /^https?$/ })
+              .max(1_024)
+              .optional(),
+            insecure: z.boolean().default(false),
+            caFile: absolutePath.optional(),
+          }),
+        )
+        .default({}),
+      credentials: z
+        .strictObject({ dockerConfigs: z.array(absolutePath).max(16).default([]) })
+        .prefault({}),
     })
     .prefault({}),
   fetch: z

@@ -15,6 +15,7 @@ import type { Logger } from './logger.ts'
 import { Metrics } from './metrics.ts'
 import { monitoringRoutes } from './monitoring.ts'
 import { placesOf } from './places.ts'
+import { openRegistries } from './registries/open-registries.ts'
 import type { WorkerMessage } from './worker-message.ts'
 
 /** How often the supervisor hears from us; it gives up after thirty times that. */
@@ -47,6 +48,9 @@ export async function runDataWorker(
       },
       onVerificationFailure: () => metrics.verificationFailed('block'),
     })
+    const registries = config.registries.lazy
+      ? opened.use(await openRegistries(config.registries, { log, metrics }))
+      : undefined
     const snapshotter = opened.use(
       await Snapshotter.open(
         {
@@ -57,7 +61,12 @@ export async function runDataWorker(
           foregroundDeadlineMs: config.fetch.foregroundDeadlineMs,
           ...config.mounts,
         },
-        { blocks, log: log.child({ part: 'snapshotter' }), metrics },
+        {
+          blocks,
+          ...(registries && { registries }),
+          log: log.child({ part: 'snapshotter' }),
+          metrics,
+        },
       ),
     )
     // Counted before anything closes, for the supervisor: what is in use must stay mounted.

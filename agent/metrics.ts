@@ -33,6 +33,8 @@ export class Metrics {
   readonly #fetchedBytes: Counter<'source'>
   readonly #reusedBytes: Counter
   readonly #registrySentBytes: Counter<'kind'>
+  readonly #registryReceivedBytes: Counter
+  readonly #registryLoginsRefused: Counter
   readonly #verificationFailures: Counter<'what'>
   readonly #callSeconds: Histogram<'method' | 'code'>
   readonly #fetchedBySource = new Map<string, number>()
@@ -71,6 +73,16 @@ export class Metrics {
       labelNames: ['kind'],
       registers,
     })
+    this.#registryReceivedBytes = new Counter({
+      name: 'ipdr_registry_received_bytes_total',
+      help: 'Bytes of manifests, configs and layers read from other registries, checked or not.',
+      registers,
+    })
+    this.#registryLoginsRefused = new Counter({
+      name: 'ipdr_registry_logins_refused_total',
+      help: 'Credentials that were shown to a registry and that it did not take.',
+      registers,
+    })
     this.#verificationFailures = new Counter({
       name: 'ipdr_verification_failures_total',
       help: 'Bytes that were not what their CID, digest, diff ID or table of contents promised.',
@@ -107,6 +119,14 @@ export class Metrics {
 
   registrySent(kind: 'manifest' | 'blob', bytes: number): void {
     this.#registrySentBytes.inc({ kind }, bytes)
+  }
+
+  registryReceived(bytes: number): void {
+    this.#registryReceivedBytes.inc(bytes)
+  }
+
+  registryLoginRefused(): void {
+    this.#registryLoginsRefused.inc()
   }
 
   verificationFailed(what: 'block' | 'layer' | 'toc'): void {

@@ -9,6 +9,7 @@ import { PrivateKeys } from './encryption/private-keys.ts'
 import { type KernelReport, probeKernel } from './erofs/probe-kernel.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import { FuseServer } from './fuse/fuse-server.ts'
+import type { ImageRegistries } from './image-registries.ts'
 import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts'
 import { Images } from './layers/images.ts'
 import { LayerBuilder } from './layers/layer-builder.ts'
@@ -16,6 +17,7 @@ import { LayerKeys } from './layers/layer-keys.ts'
 import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
 import { type LayerServer, Layers, type StartListener } from './layers/layers.ts'
+import { RegistryImages } from './layers/registry-images.ts'
 import { SharedLeaves } from './layers/shared-leaves.ts'
 import { TableThread } from './layers/table-thread.ts'
 import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
@@ -61,6 +63,8 @@ type Collaborators = {
   readonly blocks: BlockSource
   /** Opens the keys of encrypted layers. Without it they cannot be read. */
   readonly keys?: KeyUnwrapper
+  /** Images that lie in registries. Without it they are downloaded whole by containerd. */
+  readonly registries?: ImageRegistries
   readonly log: Log
   readonly metrics: SnapshotterMetrics
 }
@@ -116,7 +120,7 @@ export class Snapshotter implements AsyncDisposable {
    */
   static async open(
     config: SnapshotterConfig,
-    { blocks, keys = new PrivateKeys([]), log, metrics }: Collaborators,
+    { blocks, keys = new PrivateKeys([]), registries, log, metrics }: Collaborators,
   ): Promise<Snapshotter> {
     await using opened = new AsyncDisposableStack()
     const closing = new AbortController()
@@ -166,6 +170,8 @@ export class Snapshotter implements AsyncDisposable {
     const builder = new LayerBuilder(
       { places, layerBytesMax: config.storeBytesMax },
       {
+        catalog,
+        registries,
         store,
         blocks,
         log,
@@ -217,6 +223,7 @@ export class Snapshotter implements AsyncDisposable {
         builder,
         mounts,
         shared,
+        registryImages: registries && new RegistryImages({ catalog, registries, log }),
         server: fuse && layerServer(fuse),
         log,
         starts: startListener(prefetcher),
@@ -467,7 +474,8 @@ export class Snapshotter implements AsyncDisposable {
   #imagesNamed(subject: string): ImageRecord[] {
     const images = this.images()
     const exact = images.filter(
-      ({ rootCid, manifestDigest }) => subject === rootCid || subject === manifestDigest,
+      ({ rootCid, manifestDigest, reference }) =>
+        subject === rootCid || subject === manifestDigest || subject === reference,
     )
     if (exact.length > 0) return exact
     const { root } = parseImageReference(subject)

@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { CodedError, RegistryError } from '../../snapshotter/errors.ts'
 import type { RegistryPlace } from '../../snapshotter/oci/registry-reference.ts'
+import { unlessAborted } from '../../snapshotter/unless-aborted.ts'
 import type { Challenge } from './challenge.ts'
 import type { HttpAnswer, RegistryHttp } from './registry-http.ts'
 import type { RegistryLogin } from './registry-login.ts'
@@ -91,12 +92,7 @@ export class RegistrySession {
     this.#fetching ??= this.#fetch(challenge).finally(() => {
       this.#fetching = undefined
     })
-    const { promise, reject } = Promise.withResolvers<never>()
-    const abort = (): void => reject(signal.reason)
-    signal.addEventListener('abort', abort, { once: true })
-    return Promise.race([this.#fetching, promise]).finally(() =>
-      signal.removeEventListener('abort', abort),
-    )
+    return unlessAborted(this.#fetching, signal)
   }
 
   async #fetch({ parameters }: Challenge): Promise<Token | undefined> {

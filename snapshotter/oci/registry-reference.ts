@@ -47,6 +47,11 @@ export function parseRegistryReference(text: string): RegistryReference {
   return { host, repository, selector: digest ?? tag ?? DEFAULT_TAG }
 }
 
+/** Whether `text` is a host as `parseRegistryReference` gives it. */
+export function isRegistryHost(text: string): boolean {
+  return HOST.test(text) && text === text.toLowerCase() && text !== 'index.docker.io'
+}
+
 /** `host/repository:tag` or `host/repository@digest`. */
 export function formatRegistryReference({ host, repository, selector }: RegistryReference): string {
   return `${host}/${repository}${isDigest(selector) ? '@' : ':'}${selector}`

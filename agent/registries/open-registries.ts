@@ -1,0 +1,40 @@
+import { readFile } from 'node:fs/promises'
+import type { Config } from '../config.ts'
+import type { Logger } from '../logger.ts'
+import type { Metrics } from '../metrics.ts'
+import { AgentRegistries } from './agent-registries.ts'
+import { DockerConfig } from './docker-config.ts'
+import type { RegistryHost } from './registry-http.ts'
+
+type Collaborators = {
+  readonly log: Logger
+  readonly metrics: Pick<Metrics, 'registryReceived' | 'registryLoginRefused'>
+}
+
+/** The registries as they are configured; asks none of them. A file that cannot be read is logged, and no reason not to start. */
+export async function openRegistries(
+  config: Config['registries'],
+  { log: parent, metrics }: Collaborators,
+): Promise<AgentRegistries> {
+  const log = parent.child({ part: 'registries' })
+  const hosts: Record<string, RegistryHost> = {}
+  for (const [host, { mirror, insecure, caFile }] of Object.entries(config.hosts)) {
+    hosts[host] = { mirror, insecure, ca: await certificates(caFile, log) }
+  }
+  const onProblem = (sentence: string): void => log.warn({}, sentence)
+  const files = config.credentials.dockerConfigs.map(
+    (path) => new DockerConfig(path, { onProblem }),
+  )
+  return new AgentRegistries({ hosts }, { logins: files, log, metrics })
+}
+
+async function certificates(path: string | undefined, log: Logger): Promise<string | undefined> {
+  if (path === undefined) return undefined
+  try {
+    return await readFile(path, 'utf8')
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error)
+    log.warn({ path }, `certificates in ${path} are not trusted, the file cannot be read: ${why}`)
+    return undefined
+  }
+}
