@@ -108,11 +108,6 @@ export type Config = {
   }
 }
 
-const registryHost = z
-  .string()
-  .max(260)
-  .refine(isRegistryHost, 'must be a host as in an image name, like docker.io or 10.0.0.7:5000')
-
 const multiaddrs = (countMax: number) => z.array(z.string().startsWith('/').max(512)).max(countMax)
 
 const configSchema = z.strictObject({
@@ -144,7 +139,7 @@ const configSchema = z.strictObject({
       lazy: z.boolean().default(true),
       hosts: z
         .record(
-          registryHost,
+          z.string(),
           z.strictObject({
             mirror: z
               .url({ protocol: /^https?$/ })
@@ -154,6 +149,13 @@ const configSchema = z.strictObject({
             caFile: absolutePath.optional(),
           }),
         )
+        .superRefine((hosts, ctx) => {
+          for (const host of Object.keys(hosts)) {
+            if (isRegistryHost(host)) continue
+            const message = 'must be a host as in an image name, like docker.io or 10.0.0.7:5000'
+            ctx.addIssue({ code: 'custom', path: [host.slice(0, 260)], message })
+          }
+        })
         .default({}),
       credentials: z
         .strictObject({ dockerConfigs: z.array(absolutePath).max(16).default([]) })

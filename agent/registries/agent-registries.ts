@@ -2,9 +2,9 @@ import type { BlockRequest } from '../../snapshotter/block-source.ts'
 import type { ByteRange } from '../../snapshotter/byte-range.ts'
 import { CodedError, RegistryError } from '../../snapshotter/errors.ts'
 import type { ImageRegistries, RepositoryScope } from '../../snapshotter/image-registries.ts'
+import type { Log } from '../../snapshotter/log.ts'
 import type { Digest } from '../../snapshotter/oci/digest.ts'
 import type { RegistryPlace } from '../../snapshotter/oci/registry-reference.ts'
-import type { Logger } from '../logger.ts'
 import type { FindLogins, LoginRequest } from './find-logins.ts'
 import { RegistryClient } from './registry-client.ts'
 import type { RegistryHost } from './registry-http.ts'
@@ -15,7 +15,7 @@ type Collaborators = {
   readonly logins: readonly FindLogins[]
   /** Which namespaces pull an image. */
   readonly pulls?: { namespacesPulling(reference: string): readonly string[] }
-  readonly log: Pick<Logger, 'info' | 'warn'>
+  readonly log: Pick<Log, 'info' | 'warn'>
   readonly metrics: {
     registryReceived(bytes: number): void
     registryLoginRefused(): void

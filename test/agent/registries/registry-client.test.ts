@@ -275,6 +275,96 @@ describe('credentials are not sent', () => {
   })
 })
 
+describe('a part of a blob', () => {
+  const blob = { digest: contentDigest, size: content.length }
+  const range = { start: 1_000, end: 3_000 }
+  const part = content.subarray(range.start, range.end)
+
+  const readFrom = (host: string, size = blob.size): Promise<Uint8Array> =>
+    clientWith(givenLogins()).readRange(appOn(host), { ...blob, size }, range, signal())
+
+  const sendPart: Respond = (request, response) => {
+    const [, start, end] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '') ?? []
+    response
+      .writeHead(206, { 'content-range': `bytes ${start}-${end}/${content.length}` })
+      .end(content.subarray(Number(start), Number(end) + 1))
+  }
+
+  test('is read from the real registry, and only that is sent', async () => {
+    const [layer] = layout.layers
+    const digest = layer?.digest as `sha256:${string}`
+    const client = clientWith(givenLogins(right))
+    const answersBefore = byToken.answers.length
+    const read = await client.readRange(
+      appOn(byToken.host),
+      { digest, size: layer?.size ?? 0 },
+      { start: 10, end: 30 },
+      signal(),
+    )
+    expect(read).toEqual(readFileSync(layer?.path ?? '').subarray(10, 30))
+    const sent = byToken.answers.slice(answersBefore).filter(({ status }) => status === 206)
+    expect(sent.map(({ bytes }) => bytes)).toEqual([20])
+  })
+
+  test('is cut out where a registry sends blobs only whole', async () => {
+    const registry = await serve((_, response) => response.end(content))
+    expect(await readFrom(registry.host)).toEqual(part)
+  })
+
+  test('is asked of the blob store at once, as long as that has it', async () => {
+    let isGone = false
+    const store = await serve((request, response) => {
+      if (isGone) response.writeHead(403).end()
+      else sendPart(request, response)
+    })
+    const registry = await serve((_, response) => {
+      isGone = false
+      response.writeHead(307, { location: `http://${store.host}/signed` }).end()
+    })
+    const client = clientWith(givenLogins())
+    for (let time = 0; time < 3; time++) {
+      expect(await client.readRange(appOn(registry.host), blob, range, signal())).toEqual(part)
+    }
+    expect(registry.requests).toHaveLength(1)
+    isGone = true
+    expect(await client.readRange(appOn(registry.host), blob, range, signal())).toEqual(part)
+    expect(registry.requests).toHaveLength(2)
+  })
+
+  test.each([
+    ['another part than was asked for', 'bytes 0-1999/10000', /were asked for, 'bytes 0-1999/],
+    ['a part of a blob of another size', 'bytes 1000-2999/99999', /has 99999 bytes there/],
+    ['a part that it does not name', undefined, /were asked for, ''/],
+  ])('is refused if it is %s', async (_, header, problem) => {
+    const registry = await serve((_, response) =>
+      response.writeHead(206, header === undefined ? {} : { 'content-range': header }).end(part),
+    )
+    expect(await failureOf(() => readFrom(registry.host))).toMatchObject({
+      code: 'DATA_LOSS',
+      message: expect.stringMatching(problem),
+    })
+  })
+
+  test('that lies behind the end of the blob is a lie of the manifest', async () => {
+    const registry = await serve((_, response) => response.writeHead(416).end())
+    const error = await failureOf(() => readFrom(registry.host, 100_000))
+    expect(error).toMatchObject({ code: 'DATA_LOSS' })
+    expect(error.message).toContain('ends before byte 3000, its manifest says it has 100000')
+  })
+
+  test('that is too short is asked for again, and then given up', async () => {
+    const registry = await serve((_, response) =>
+      response
+        .writeHead(206, { 'content-range': `bytes 1000-2999/${content.length}` })
+        .end(part.subarray(1)),
+    )
+    const error = await failureOf(() => readFrom(registry.host))
+    expect(error).toMatchObject({ code: 'UNAVAILABLE' })
+    expect(error.message).toContain('1999 of 2000 bytes came')
+    expect(registry.requests).toHaveLength(3)
+  })
+})
+
 describe('a registry', () => {
   test('is asked at its mirror, below the path of that', async () => {
     const mirror = await serve((_, response) => response.end(content))

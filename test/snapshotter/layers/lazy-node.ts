@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import type { BlockSource } from '../../../snapshotter/block-source.ts'
 import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
 import { mountLayerFiles } from '../../../snapshotter/fuse-connection.ts'
+import type { ImageRegistries } from '../../../snapshotter/image-registries.ts'
 import type { Mount } from '../../../snapshotter/snapshots/mounts.ts'
 import { Snapshotter } from '../../../snapshotter/snapshotter.ts'
 import { listeningLog } from '../../support/fuse-mount.ts'
@@ -32,11 +33,14 @@ export class LazyNode implements AsyncDisposable {
   }
   /** Private keys that open layers; whoever changes it sees the change at the next read. */
   readonly keys: KeyObject[]
+  readonly #registries: ImageRegistries | undefined
   readonly #fuse: { fd: number; dir: string } | undefined
   #snapshotter: Snapshotter | undefined
   #mounted = 0
 
-  private constructor(scratch: Scratch, isLazy: boolean, { keys = [], ...config }: NodeOptions) {
+  private constructor(scratch: Scratch, isLazy: boolean, options: NodeOptions) {
+    const { keys = [], registries, ...config } = options
+    this.#registries = registries
     this.scratch = scratch
     this.keys = [...keys]
     this.root = join(scratch.dir, 'agent')
@@ -80,6 +84,7 @@ export class LazyNode implements AsyncDisposable {
       },
       {
         blocks,
+        ...(this.#registries && { registries: this.#registries }),
         keys: {
           unwrap: (wrapped, layer) => new PrivateKeys(this.keys).unwrap(wrapped, layer),
         },
@@ -167,4 +172,5 @@ type NodeOptions = {
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
   readonly keys?: readonly KeyObject[]
+  readonly registries?: ImageRegistries
 }
