@@ -87,6 +87,14 @@ export type Config = {
     readonly credentials: {
       /** Files as docker login writes them, with the credential helpers that they name; for every namespace of the node. */
       readonly dockerConfigs: readonly string[]
+      /** The agent as CRI's image service between the kubelet and containerd, which learns what each pod's namespace pulls with. */
+      readonly imageService:
+        | {
+            /** What the kubelet's image service endpoint is set to; `<runDir>/cri-image.sock` unless given. */
+            readonly socketPath: string
+            readonly containerdSocketPath: string
+          }
+        | undefined
     }
   }
   readonly fetch: {
@@ -158,7 +166,15 @@ const configSchema = z.strictObject({
         })
         .default({}),
       credentials: z
-        .strictObject({ dockerConfigs: z.array(absolutePath).max(16).default([]) })
+        .strictObject({
+          dockerConfigs: z.array(absolutePath).max(16).default([]),
+          imageService: z
+            .strictObject({
+              socketPath: socketPath.optional(),
+              containerdSocketPath: socketPath.default('/run/containerd/containerd.sock'),
+            })
+            .optional(),
+        })
         .prefault({}),
     })
     .prefault({}),
@@ -200,8 +216,19 @@ export function parseConfig(value: unknown, origin = 'configuration'): Config {
     throw new ConfigError('INVALID_ARGUMENT', `${origin}: ${problems.join('; ')}`, { origin })
   }
   const config = parsed.data
+  const { imageService } = config.registries.credentials
   return {
     ...config,
+    registries: {
+      ...config.registries,
+      credentials: {
+        ...config.registries.credentials,
+        imageService: imageService && {
+          ...imageService,
+          socketPath: imageService.socketPath ?? `${config.runDir}/cri-image.sock`,
+        },
+      },
+    },
     snapshotter: {
       socketPath: config.snapshotter.socketPath ?? `${config.runDir}/snapshotter.sock`,
     },

@@ -15,6 +15,7 @@ import type { Logger } from './logger.ts'
 import { Metrics } from './metrics.ts'
 import { monitoringRoutes } from './monitoring.ts'
 import { placesOf } from './places.ts'
+import { CriImageProxy } from './registries/cri-image-proxy.ts'
 import { openRegistries } from './registries/open-registries.ts'
 import type { WorkerMessage } from './worker-message.ts'
 
@@ -48,9 +49,8 @@ export async function runDataWorker(
       },
       onVerificationFailure: () => metrics.verificationFailed('block'),
     })
-    const registries = config.registries.lazy
-      ? opened.use(await openRegistries(config.registries, { log, metrics }))
-      : undefined
+    const registries = await openRegistries(config.registries, { log, metrics })
+    opened.use(registries.images)
     const snapshotter = opened.use(
       await Snapshotter.open(
         {
@@ -63,7 +63,7 @@ export async function runDataWorker(
         },
         {
           blocks,
-          ...(registries && { registries }),
+          ...(config.registries.lazy && { registries: registries.images }),
           log: log.child({ part: 'snapshotter' }),
           metrics,
         },
@@ -120,6 +120,12 @@ export async function runDataWorker(
     opened.use(
       await GrpcServer.listen(config.snapshotter, [snapshotsService(snapshotter.snapshots)], grpc),
     )
+    const { imageService } = config.registries.credentials
+    if (imageService !== undefined) {
+      const { containerdSocketPath } = imageService
+      const proxy = opened.use(new CriImageProxy(containerdSocketPath, registries.pulls))
+      opened.use(await GrpcServer.listen(imageService, [proxy.service], grpc))
+    }
     const monitoring = opened.use(
       await HttpServer.listen(
         config.monitoring.listen,

@@ -4,6 +4,7 @@ import type { Logger } from '../logger.ts'
 import type { Metrics } from '../metrics.ts'
 import { AgentRegistries } from './agent-registries.ts'
 import { DockerConfig } from './docker-config.ts'
+import { KubeletPulls } from './kubelet-pulls.ts'
 import type { RegistryHost } from './registry-http.ts'
 
 type Collaborators = {
@@ -11,11 +12,17 @@ type Collaborators = {
   readonly metrics: Pick<Metrics, 'registryReceived' | 'registryLoginRefused'>
 }
 
+/** What is used of registries: the images in them, and what learns of credentials from the kubelet. */
+export type Registries = {
+  readonly images: AgentRegistries
+  readonly pulls: KubeletPulls
+}
+
 /** The registries as they are configured; asks none of them. A file that cannot be read is logged, and no reason not to start. */
 export async function openRegistries(
   config: Config['registries'],
   { log: parent, metrics }: Collaborators,
-): Promise<AgentRegistries> {
+): Promise<Registries> {
   const log = parent.child({ part: 'registries' })
   const hosts: Record<string, RegistryHost> = {}
   for (const [host, { mirror, insecure, caFile }] of Object.entries(config.hosts)) {
@@ -25,7 +32,9 @@ export async function openRegistries(
   const files = config.credentials.dockerConfigs.map(
     (path) => new DockerConfig(path, { onProblem }),
   )
-  return new AgentRegistries({ hosts }, { logins: files, log, metrics })
+  const pulls = new KubeletPulls()
+  const images = new AgentRegistries({ hosts }, { logins: [pulls, ...files], pulls, log, metrics })
+  return { images, pulls }
 }
 
 async function certificates(path: string | undefined, log: Logger): Promise<string | undefined> {
