@@ -28,6 +28,8 @@ export class AgentRegistries implements ImageRegistries, AsyncDisposable {
   readonly #collaborators: Collaborators
   /** Repositories that cannot be read at the moment: each is logged once, and once more when it is back. */
   readonly #failing = new Set<string>()
+  /** When each was back last: what had begun before then says nothing new. */
+  readonly #recoveredMs = new Map<string, number>()
 
   constructor(
     config: { readonly hosts: Readonly<Record<string, RegistryHost>> },
@@ -71,13 +73,14 @@ export class AgentRegistries implements ImageRegistries, AsyncDisposable {
   ): Promise<Uint8Array> {
     const failures: CodedError[] = []
     for (const scope of scopes) {
+      const startedMs = performance.now()
       try {
         const bytes = await this.#client.readRange(scope, blob, range, signal)
         this.#recovered(scope)
         return bytes
       } catch (error) {
         if (signal.aborted || !(error instanceof CodedError)) throw error
-        this.#failed(scope, blob.digest, error)
+        this.#failed(scope, { startedMs, digest: blob.digest, error })
         failures.push(error)
       }
     }
@@ -97,9 +100,13 @@ export class AgentRegistries implements ImageRegistries, AsyncDisposable {
     await this.#client[Symbol.asyncDispose]()
   }
 
-  #failed({ host, repository }: RepositoryScope, digest: Digest, error: CodedError): void {
+  #failed(
+    { host, repository }: RepositoryScope,
+    read: { readonly startedMs: number; readonly digest: Digest; readonly error: CodedError },
+  ): void {
+    const { startedMs, digest, error } = read
     const name = `${host}/${repository}`
-    if (this.#failing.has(name)) return
+    if (this.#failing.has(name) || startedMs < (this.#recoveredMs.get(name) ?? 0)) return
     this.#failing.add(name)
     this.#collaborators.log.warn(
       { registry: host, repository, layer: digest, code: error.code },
@@ -110,6 +117,7 @@ export class AgentRegistries implements ImageRegistries, AsyncDisposable {
   #recovered({ host, repository }: RepositoryScope): void {
     const name = `${host}/${repository}`
     if (!this.#failing.delete(name)) return
+    this.#recoveredMs.set(name, performance.now())
     this.#collaborators.log.info(
       { registry: host, repository },
       `layers are read from ${name} again`,

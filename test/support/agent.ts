@@ -21,6 +21,8 @@ type AgentConfig = {
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
   readonly mergeLayersMin?: number
+  /** As in the configuration. */
+  readonly registries?: object
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -29,6 +31,8 @@ type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
 export class AgentProcess implements AsyncDisposable {
   readonly snapshotterSocket: string
   readonly adminSocket: string
+  /** CRI's image service, if the configuration asks for it. */
+  readonly imageServiceSocket: string
   readonly registryUrl: string
   readonly monitoringUrl: string
   readonly logPath: string
@@ -50,6 +54,7 @@ export class AgentProcess implements AsyncDisposable {
     this.runDir = join(scratch.run, 'agent')
     this.snapshotterSocket = join(this.runDir, 'snapshotter.sock')
     this.adminSocket = join(this.runDir, 'admin.sock')
+    this.imageServiceSocket = join(this.runDir, 'cri-image.sock')
     this.registryUrl = `http://127.0.0.1:${ports.registry}`
     this.monitoringUrl = `http://127.0.0.1:${ports.monitoring}`
     this.logPath = join(scratch.dir, 'agent.log')
@@ -68,6 +73,7 @@ export class AgentProcess implements AsyncDisposable {
         ...(config.foregroundDeadlineMs && {
           fetch: { foregroundDeadlineMs: config.foregroundDeadlineMs },
         }),
+        ...(config.registries && { registries: config.registries }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
       }),
     )

@@ -97,6 +97,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly publisher?: Publisher
   /** More hosts, by name, and where their images come from. */
   readonly hosts?: Readonly<Record<string, string>>
+  /** The agent stands between the kubelet and containerd where images are pulled. */
+  readonly imageService?: boolean
 }
 
 /** A node as we ship it: agent and containerd, a kubelet's view of them, and a publisher on the same loopback. */
@@ -120,19 +122,29 @@ export class LazyNode implements AsyncDisposable {
 
   /** Starts all of it. `name` shows up in its paths. */
   static async start(name: string, options: LazyNodeOptions = {}): Promise<LazyNode> {
-    const { publisher: shared, hosts = {}, ...config } = options
+    const { publisher: shared, hosts = {}, imageService = false, ...config } = options
     await using opened = new AsyncDisposableStack()
     const scratch = opened.use(Scratch.open(name))
     const publisher = shared ?? opened.use(await Publisher.start(scratch))
     const gateways = [publisher.gatewayUrl]
-    const agent = opened.use(await AgentProcess.start(scratch, { gateways, ...config }))
+    const containerdSocketPath = join(scratch.run, 'containerd/containerd.sock')
+    const registries = imageService && {
+      registries: { credentials: { imageService: { containerdSocketPath } } },
+    }
+    const agent = opened.use(
+      await AgentProcess.start(scratch, { gateways, ...config, ...registries }),
+    )
     const certsDir = join(scratch.dir, 'certs.d')
     for (const [host, url] of Object.entries({ [IMAGE_HOST]: agent.registryUrl, ...hosts })) {
       writeHostsFile(certsDir, host, url)
     }
     const snapshotter = { name: 'ipdr', socketPath: agent.snapshotterSocket }
     const containerd = opened.use(await Containerd.start({ scratch, snapshotter, certsDir }))
-    const cri = opened.use(await Cri.connect(containerd))
+    const cri = opened.use(
+      await (imageService
+        ? Cri.connect(containerd, agent.imageServiceSocket)
+        : Cri.connect(containerd)),
+    )
     return new LazyNode({ scratch, publisher, agent, containerd, cri }, opened.move())
   }
 

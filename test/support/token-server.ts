@@ -75,7 +75,7 @@ async function answer(
     ? new URLSearchParams(await bodyOf(request))
     : new URL(request.url ?? '', 'http://x').searchParams
   const user = isForm
-    ? state.identityTokens.get(query.get('refresh_token') ?? '')
+    ? userOfForm(query, state)
     : userOf(request.headers.authorization, state.users)
   const scope = query.get('scope')
   state.asked.push({ user, scope })
@@ -116,6 +116,18 @@ function userOf(
     .toString()
     .split(':')
   return password !== undefined && users.get(user) === password ? user : undefined
+}
+
+/** As OAuth2 has it: an identity token, or, of containerd, a name and a password. */
+function userOfForm(
+  form: URLSearchParams,
+  { users, identityTokens }: Pick<TokenServer, 'users' | 'identityTokens'>,
+): string | undefined {
+  const user = form.get('username') ?? ''
+  if (form.get('grant_type') !== 'password') {
+    return identityTokens.get(form.get('refresh_token') ?? '')
+  }
+  return users.get(user) === form.get('password') ? user : undefined
 }
 
 async function bodyOf(request: IncomingMessage): Promise<string> {
