@@ -95,6 +95,17 @@ export type Config = {
             readonly containerdSocketPath: string
           }
         | undefined
+      /** Pull secrets of a Kubernetes cluster, each for images of its namespace's pods. */
+      readonly pullSecrets:
+        | {
+            /** Undefined: as in a pod, by its service account. */
+            readonly kubeconfig?: string | undefined
+            /** Only these namespaces' secrets; undefined: those of all. */
+            readonly namespaces?: readonly string[] | undefined
+            /** This node, whose pods tell for whom images are pulled where no image service does. */
+            readonly nodeName?: string | undefined
+          }
+        | undefined
     }
   }
   readonly fetch: {
@@ -115,6 +126,13 @@ export type Config = {
     readonly readAheadKb: number
   }
 }
+
+/** RFC 1123, as Kubernetes has it for namespaces and nodes. */
+const kubeName = (charsMax: number) =>
+  z
+    .string()
+    .max(charsMax)
+    .regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/, 'must be a name as Kubernetes gives it')
 
 const multiaddrs = (countMax: number) => z.array(z.string().startsWith('/').max(512)).max(countMax)
 
@@ -174,6 +192,13 @@ const configSchema = z.strictObject({
               containerdSocketPath: socketPath.default('/run/containerd/containerd.sock'),
             })
             .optional(),
+          pullSecrets: z
+            .strictObject({
+              kubeconfig: absolutePath.optional(),
+              namespaces: z.array(kubeName(63)).min(1).max(100).optional(),
+              nodeName: kubeName(253).optional(),
+            })
+            .optional(),
         })
         .prefault({}),
     })
@@ -227,6 +252,7 @@ export function parseConfig(value: unknown, origin = 'configuration'): Config {
           ...imageService,
           socketPath: imageService.socketPath ?? `${config.runDir}/cri-image.sock`,
         },
+        pullSecrets: config.registries.credentials.pullSecrets,
       },
     },
     snapshotter: {

@@ -49,8 +49,7 @@ export async function runDataWorker(
       },
       onVerificationFailure: () => metrics.verificationFailed('block'),
     })
-    const registries = await openRegistries(config.registries, { log, metrics })
-    opened.use(registries.images)
+    const registries = opened.use(await openRegistries(config.registries, { log, metrics }))
     const snapshotter = opened.use(
       await Snapshotter.open(
         {

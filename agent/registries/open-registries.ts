@@ -3,8 +3,11 @@ import type { Config } from '../config.ts'
 import type { Logger } from '../logger.ts'
 import type { Metrics } from '../metrics.ts'
 import { AgentRegistries } from './agent-registries.ts'
+import { ClusterWatch } from './cluster-watch.ts'
 import { DockerConfig } from './docker-config.ts'
 import { KubeletPulls } from './kubelet-pulls.ts'
+import { NodePods } from './node-pods.ts'
+import { PullSecrets } from './pull-secrets.ts'
 import type { RegistryHost } from './registry-http.ts'
 
 type Collaborators = {
@@ -13,7 +16,7 @@ type Collaborators = {
 }
 
 /** What is used of registries: the images in them, and what learns of credentials from the kubelet. */
-export type Registries = {
+export type Registries = AsyncDisposable & {
   readonly images: AgentRegistries
   readonly pulls: KubeletPulls
 }
@@ -24,17 +27,54 @@ export async function openRegistries(
   { log: parent, metrics }: Collaborators,
 ): Promise<Registries> {
   const log = parent.child({ part: 'registries' })
+  const { credentials } = config
   const hosts: Record<string, RegistryHost> = {}
   for (const [host, { mirror, insecure, caFile }] of Object.entries(config.hosts)) {
     hosts[host] = { mirror, insecure, ca: await certificates(caFile, log) }
   }
   const onProblem = (sentence: string): void => log.warn({}, sentence)
-  const files = config.credentials.dockerConfigs.map(
-    (path) => new DockerConfig(path, { onProblem }),
-  )
+  const files = credentials.dockerConfigs.map((path) => new DockerConfig(path, { onProblem }))
+  const opened = new AsyncDisposableStack()
   const pulls = new KubeletPulls()
-  const images = new AgentRegistries({ hosts }, { logins: [pulls, ...files], pulls, log, metrics })
-  return { images, pulls }
+  const pods = new NodePods()
+  const secrets = clusterSecrets(credentials.pullSecrets, { pods, log, onProblem, opened })
+  const images = opened.use(
+    new AgentRegistries(
+      { hosts },
+      {
+        logins: [pulls, ...secrets, ...files],
+        pulls: {
+          namespacesPulling: (reference) => {
+            const known = [pulls, pods].flatMap((each) => each.namespacesPulling(reference))
+            return [...new Set(known)].toSorted()
+          },
+        },
+        log,
+        metrics,
+      },
+    ),
+  )
+  return { images, pulls, [Symbol.asyncDispose]: () => opened.disposeAsync() }
+}
+
+function clusterSecrets(
+  config: Config['registries']['credentials']['pullSecrets'],
+  {
+    pods,
+    log,
+    onProblem,
+    opened,
+  }: {
+    readonly pods: NodePods
+    readonly log: Logger
+    readonly onProblem: (sentence: string) => void
+    readonly opened: AsyncDisposableStack
+  },
+): PullSecrets[] {
+  if (config === undefined) return []
+  const secrets = new PullSecrets({ onProblem })
+  opened.use(new ClusterWatch(config, { secrets, pods, log }))
+  return [secrets]
 }
 
 async function certificates(path: string | undefined, log: Logger): Promise<string | undefined> {

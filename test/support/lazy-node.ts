@@ -99,6 +99,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly hosts?: Readonly<Record<string, string>>
   /** The agent stands between the kubelet and containerd where images are pulled. */
   readonly imageService?: boolean
+  /** Credentials for registries beside what the image service learns, as in the configuration. */
+  readonly credentials?: object
 }
 
 /** A node as we ship it: agent and containerd, a kubelet's view of them, and a publisher on the same loopback. */
@@ -122,14 +124,14 @@ export class LazyNode implements AsyncDisposable {
 
   /** Starts all of it. `name` shows up in its paths. */
   static async start(name: string, options: LazyNodeOptions = {}): Promise<LazyNode> {
-    const { publisher: shared, hosts = {}, imageService = false, ...config } = options
+    const { publisher: shared, hosts = {}, imageService = false, credentials, ...config } = options
     await using opened = new AsyncDisposableStack()
     const scratch = opened.use(Scratch.open(name))
     const publisher = shared ?? opened.use(await Publisher.start(scratch))
     const gateways = [publisher.gatewayUrl]
     const containerdSocketPath = join(scratch.run, 'containerd/containerd.sock')
     const registries = imageService && {
-      registries: { credentials: { imageService: { containerdSocketPath } } },
+      registries: { credentials: { imageService: { containerdSocketPath }, ...credentials } },
     }
     const agent = opened.use(
       await AgentProcess.start(scratch, { gateways, ...config, ...registries }),

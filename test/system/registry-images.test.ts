@@ -10,6 +10,7 @@ import { busyboxPath } from '../support/debian-programs.ts'
 import { failureOf } from '../support/failure-of.ts'
 import { layoutOfBlobs } from '../support/images/layout-of-blobs.ts'
 import type { OciLayout } from '../support/images/oci-layout.ts'
+import { KubeApi } from '../support/kube-api.ts'
 import { LazyNode, onceServed } from '../support/lazy-node.ts'
 import { makeTar } from '../support/make-tar.ts'
 import { type OciRegistry, startOciRegistry } from '../support/oci-registry.ts'
@@ -25,6 +26,7 @@ const opened = new AsyncDisposableStack()
 const alice = { username: 'alice', password: 'a-s3cret' }
 let tokens: TokenServer
 let registry: OciRegistry
+let cluster: KubeApi
 let node: LazyNode
 let images: Readonly<Record<'estargz' | 'chunked', Image>>
 
@@ -50,8 +52,15 @@ beforeAll(async () => {
       await chunkedLayer(dataTar(2)),
     ]),
   }
+  cluster = opened.use(await KubeApi.start())
+  const kubeconfig = join(scratch.dir, 'kubeconfig')
+  cluster.writeKubeconfig(kubeconfig)
   node = opened.use(
-    await LazyNode.start('registry', { imageService: true, foregroundDeadlineMs: 20_000 }),
+    await LazyNode.start('registry', {
+      imageService: true,
+      credentials: { pullSecrets: { kubeconfig } },
+      foregroundDeadlineMs: 20_000,
+    }),
   )
 }, 180_000)
 
@@ -164,6 +173,23 @@ test('credentials that have ended are named, and a new pull of the namespace ren
   expect((await outage).msg).toMatch(/wants credentials|does not take the credentials/)
   const renewed = { ...alice, password: 'a-newer-s3cret' }
   await onceServed(() => node.cri.pullImageFor('team-a', name, renewed))
+  expect((await reading).exitCode).toBe(0)
+}, 60_000)
+
+test('a pull secret of the namespace is enough after a restart, which forgets what the kubelet gave', async () => {
+  const { name } = images.chunked
+  await using container = await onceServed(() => node.startContainer(name, ['sleep', 'infinity']))
+  const auth = Buffer.from(`alice:${tokens.users.get('alice')}`).toString('base64')
+  const content = JSON.stringify({ auths: { [registry.host]: { auth } } })
+  const type = 'kubernetes.io/dockerconfigjson'
+  const data = { '.dockerconfigjson': Buffer.from(content).toString('base64') }
+  const read = (file: string) => node.cri.execSync(container.id, ['sha256sum', `/data/${file}`])
+  cluster.put('secrets', { metadata: { namespace: 'team-b', name: 'pull' }, type, data })
+  await node.agent.killWorker()
+  const outage = node.agent.logged('layers cannot be read from')
+  const reading = read('large-2')
+  expect((await outage).msg).toContain('wants credentials, and none were found for it')
+  cluster.put('secrets', { metadata: { namespace: 'team-a', name: 'pull' }, type, data })
   expect((await reading).exitCode).toBe(0)
 }, 60_000)
 
