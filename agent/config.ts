@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { z } from 'zod'
 import { CodedError } from '../snapshotter/errors.ts'
+import { parseCid } from '../snapshotter/oci/parse-cid.ts'
 import { isRegistryHost } from '../snapshotter/oci/registry-reference.ts'
 
 /** A configuration that cannot be used; the message names every field that is wrong. */
@@ -52,6 +53,8 @@ export type Config = {
   readonly snapshotter: { readonly socketPath: string }
   /** Where the `ipdr` command talks to the agent; `<runDir>/admin.sock` unless given. */
   readonly admin: { readonly socketPath: string }
+  /** Where containerd listens: containers on a layer that turned out to be another than promised are ended by it. */
+  readonly containerd: { readonly socketPath: string }
   /** The OCI endpoint that hosts.toml points to. Loopback: it serves whoever can connect. */
   readonly registry: { readonly listen: ListenAddress }
   /** /metrics, /livez and /readyz. */
@@ -92,7 +95,6 @@ export type Config = {
         | {
             /** What the kubelet's image service endpoint is set to; `<runDir>/cri-image.sock` unless given. */
             readonly socketPath: string
-            readonly containerdSocketPath: string
           }
         | undefined
       /** Pull secrets of a Kubernetes cluster, each for images of its namespace's pods. */
@@ -116,6 +118,28 @@ export type Config = {
   }
   /** Layer bytes kept on disk before the least recently used ones are dropped. */
   readonly store: { readonly bytesMax: number }
+  readonly decryption: {
+    /**
+     * Private keys of encrypted images, a JWK or PEM file each, mode 600: directly in it for every pod, in a sub-directory for pods
+     * of the namespace with its name. None: encrypted images are refused.
+     */
+    readonly keysDir?: string | undefined
+  }
+  readonly trust: {
+    /** Which images may run. The first that is for an image decides; without one for it, it runs. */
+    readonly policies: readonly {
+      /** Stands in every refusal. */
+      readonly name: string
+      /** Names of images, as `ipdr.internal/*`; `*` stands for any characters. */
+      readonly images: readonly string[]
+      /** CIDs of images that need no signature. */
+      readonly roots: readonly string[]
+      /** Files with the public keys, in PEM, of those whose signature counts. */
+      readonly keys: readonly string[]
+      /** Of how many of them there must be one. */
+      readonly signaturesMin: number
+    }[]
+  }
   readonly mounts: {
     /**
      * From how many lazy layers on an image is mounted as one merged EROFS instead of a mount a layer. Below it,
@@ -136,6 +160,38 @@ const kubeName = (charsMax: number) =>
 
 const multiaddrs = (countMax: number) => z.array(z.string().startsWith('/').max(512)).max(countMax)
 
+const rootCid = z.string().transform((text, ctx): string => {
+  const cid = parseCid(text)
+  if (cid !== undefined) return cid.toV1().toString()
+  ctx.addIssue(`must be a CID, not '${text.slice(0, 100)}'`)
+  return z.NEVER
+})
+
+const trustPolicy = z
+  .strictObject({
+    name: z
+      .string()
+      .regex(/^[a-z0-9][a-z0-9._-]{0,62}$/i, 'must be a word of 63 characters at most'),
+    // Few stars: each multiplies the work of a comparison.
+    images: z
+      .array(
+        z
+          .string()
+          .regex(/^(?:[^*]*\*){0,4}[^*]*$/, 'may have four * at most')
+          .min(1)
+          .max(300),
+      )
+      .min(1)
+      .max(64)
+      .default(['*']),
+    roots: z.array(rootCid).max(4096).default([]),
+    keys: z.array(absolutePath).max(64).default([]),
+    signaturesMin: z.number().int().min(1).max(64).default(1),
+  })
+  .refine(({ keys, signaturesMin }) => keys.length === 0 || signaturesMin <= keys.length, {
+    error: 'signaturesMin: there are not that many keys',
+  })
+
 const configSchema = z.strictObject({
   root: absolutePath.default('/var/lib/ipdr-agent'),
   runDir: absolutePath.default('/run/ipdr-agent'),
@@ -147,6 +203,9 @@ const configSchema = z.strictObject({
     .prefault({}),
   snapshotter: z.strictObject({ socketPath: socketPath.optional() }).prefault({}),
   admin: z.strictObject({ socketPath: socketPath.optional() }).prefault({}),
+  containerd: z
+    .strictObject({ socketPath: socketPath.default('/run/containerd/containerd.sock') })
+    .prefault({}),
   registry: z.strictObject({ listen: listenAddress.prefault('127.0.0.1:5080') }).prefault({}),
   monitoring: z.strictObject({ listen: listenAddress.prefault('127.0.0.1:5081') }).prefault({}),
   ipfs: z
@@ -186,12 +245,7 @@ const configSchema = z.strictObject({
       credentials: z
         .strictObject({
           dockerConfigs: z.array(absolutePath).max(16).default([]),
-          imageService: z
-            .strictObject({
-              socketPath: socketPath.optional(),
-              containerdSocketPath: socketPath.default('/run/containerd/containerd.sock'),
-            })
-            .optional(),
+          imageService: z.strictObject({ socketPath: socketPath.optional() }).optional(),
           pullSecrets: z
             .strictObject({
               kubeconfig: absolutePath.optional(),
@@ -218,6 +272,18 @@ const configSchema = z.strictObject({
         .int()
         .min(64 * MiB)
         .default(50 * GiB),
+    })
+    .prefault({}),
+  decryption: z.strictObject({ keysDir: absolutePath.optional() }).prefault({}),
+  trust: z
+    .strictObject({
+      policies: z
+        .array(trustPolicy)
+        .max(64)
+        .refine((all) => new Set(all.map(({ name }) => name)).size === all.length, {
+          error: 'two policies have the same name',
+        })
+        .default([]),
     })
     .prefault({}),
   mounts: z
@@ -249,7 +315,6 @@ export function parseConfig(value: unknown, origin = 'configuration'): Config {
       credentials: {
         ...config.registries.credentials,
         imageService: imageService && {
-          ...imageService,
           socketPath: imageService.socketPath ?? `${config.runDir}/cri-image.sock`,
         },
         pullSecrets: config.registries.credentials.pullSecrets,

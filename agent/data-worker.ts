@@ -3,20 +3,25 @@ import { mkdir } from 'node:fs/promises'
 import { registryService } from '../snapshotter/registry-service.ts'
 import { snapshotsService } from '../snapshotter/snapshots-service.ts'
 import { Snapshotter } from '../snapshotter/snapshotter.ts'
+import { TrustPolicies } from '../snapshotter/trust.ts'
 import { adminService } from './admin-service.ts'
+import { AuthorizeServer } from './authorize-server.ts'
 import type { Config } from './config.ts'
+import { killContainer } from './containerd-tasks.ts'
 import { GrpcServer } from './grpc-server.ts'
 import { HttpServer } from './http-server.ts'
 import { releaseIdleMemory } from './idle-memory.ts'
 import { BlockSources } from './ipfs/block-sources.ts'
 import { GatewayClient } from './ipfs/gateway-client.ts'
 import type { HeliaNode } from './ipfs/helia-node.ts'
+import { NodeKeys } from './keys/node-keys.ts'
 import type { Logger } from './logger.ts'
 import { Metrics } from './metrics.ts'
 import { monitoringRoutes } from './monitoring.ts'
 import { placesOf } from './places.ts'
 import { CriImageProxy } from './registries/cri-image-proxy.ts'
 import { openRegistries } from './registries/open-registries.ts'
+import { readPolicies } from './trust/read-policies.ts'
 import type { WorkerMessage } from './worker-message.ts'
 
 /** How often the supervisor hears from us; it gives up after thirty times that. */
@@ -50,6 +55,9 @@ export async function runDataWorker(
       onVerificationFailure: () => metrics.verificationFailed('block'),
     })
     const registries = opened.use(await openRegistries(config.registries, { log, metrics }))
+    const trust = new TrustPolicies(await readPolicies(config.trust), {
+      onRefused: (policy) => metrics.imageRefused(policy),
+    })
     const snapshotter = opened.use(
       await Snapshotter.open(
         {
@@ -62,9 +70,15 @@ export async function runDataWorker(
         },
         {
           blocks,
+          keys: new NodeKeys(config.decryption, {
+            providers: [],
+            log: log.child({ part: 'keys' }),
+          }),
           ...(config.registries.lazy && { registries: registries.images }),
           log: log.child({ part: 'snapshotter' }),
           metrics,
+          trust,
+          endContainer: (snapshotKey) => killContainer(config.containerd.socketPath, snapshotKey),
         },
       ),
     )
@@ -104,6 +118,12 @@ export async function runDataWorker(
         grpc,
       ),
     )
+    opened.use(
+      await AuthorizeServer.listen(places, {
+        authorize: (container, namespace) => snapshotter.authorize(container, namespace),
+        log: log.child({ part: 'authorize' }),
+      }),
+    )
     const registry = opened.use(
       await HttpServer.listen(
         config.registry.listen,
@@ -121,8 +141,7 @@ export async function runDataWorker(
     )
     const { imageService } = config.registries.credentials
     if (imageService !== undefined) {
-      const { containerdSocketPath } = imageService
-      const proxy = opened.use(new CriImageProxy(containerdSocketPath, registries.pulls))
+      const proxy = opened.use(new CriImageProxy(config.containerd.socketPath, registries.pulls))
       opened.use(await GrpcServer.listen(imageService, [proxy.service], grpc))
     }
     const monitoring = opened.use(

@@ -36,6 +36,7 @@ export class Metrics {
   readonly #registryReceivedBytes: Counter
   readonly #registryLoginsRefused: Counter
   readonly #verificationFailures: Counter<'what'>
+  readonly #imagesRefused: Counter<'policy'>
   readonly #callSeconds: Histogram<'method' | 'code'>
   readonly #fetchedBySource = new Map<string, number>()
   readonly #recentWaitsMs: number[] = []
@@ -81,6 +82,12 @@ export class Metrics {
     this.#registryLoginsRefused = new Counter({
       name: 'ipdr_registry_logins_refused_total',
       help: 'Credentials that were shown to a registry and that it did not take.',
+      registers,
+    })
+    this.#imagesRefused = new Counter({
+      name: 'ipdr_images_refused_total',
+      help: 'Images that a trust policy kept from running, by policy.',
+      labelNames: ['policy'],
       registers,
     })
     this.#verificationFailures = new Counter({
@@ -132,6 +139,10 @@ export class Metrics {
   verificationFailed(what: 'block' | 'layer' | 'toc'): void {
     this.#verificationFailures.inc({ what })
     this.#verificationFailureCount += 1
+  }
+
+  imageRefused(policy: string): void {
+    this.#imagesRefused.inc({ policy })
   }
 
   /** Verified block bytes from all sources, since this worker started. */

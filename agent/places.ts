@@ -7,6 +7,8 @@ export type Places = {
   /** EROFS mounts of layers whose bytes come through FUSE. */
   readonly lazyMountsDir: string
   readonly recordPath: string
+  /** Where the hook asks whether a container may start. */
+  readonly authorizeSocket: string
 }
 
 export function placesOf(config: Pick<Config, 'root' | 'runDir'>): Places {
@@ -15,5 +17,6 @@ export function placesOf(config: Pick<Config, 'root' | 'runDir'>): Places {
     // Beside the snapshots, with a short name: 128 of these share the 4,096 bytes of overlay's options.
     lazyMountsDir: `${config.root}/m`,
     recordPath: `${config.runDir}/fuse-keeper.json`,
+    authorizeSocket: `${config.runDir}/authorize.sock`,
   }
 }

@@ -16,10 +16,13 @@ export type ServiceClient<Definition, Handlers> = Disposable & {
   readonly calls: Calls<Definition, Handlers>
 }
 
-/** Makes a client of the service at `socketPath`. Dispose of it to close the connection. */
+/**
+ * Makes a client of the service at `socketPath`; `headers` go with every call. Dispose of it to close the connection.
+ */
 export function connect<Definition extends ServiceDefinition, Handlers>(
   contract: Contract<Definition, Handlers>,
   socketPath: string,
+  headers: Readonly<Record<string, string>> = {},
 ): ServiceClient<Definition, Handlers> {
   const client = new Client(`unix:${socketPath}`, credentials.createInsecure(), {
     'grpc.max_receive_message_length': MESSAGE_BYTES_MAX,
@@ -27,7 +30,7 @@ export function connect<Definition extends ServiceDefinition, Handlers>(
   })
   const calls = Object.entries(contract.definition).map(([name, method]) => [
     name,
-    method.responseStream ? streamOf(client, method) : answerOf(client, method),
+    method.responseStream ? streamOf(client, method, headers) : answerOf(client, method, headers),
   ])
   return {
     calls: Object.fromEntries(calls) as Calls<Definition, Handlers>,
@@ -36,10 +39,18 @@ export function connect<Definition extends ServiceDefinition, Handlers>(
 }
 
 type Method = MethodDefinition<object, object>
+type Headers = Readonly<Record<string, string>>
+
+function metadataOf(headers: Headers): Metadata {
+  const metadata = new Metadata()
+  for (const [name, value] of Object.entries(headers)) metadata.set(name, value)
+  return metadata
+}
 
 function answerOf(
   client: Client,
   method: Method,
+  headers: Headers,
 ): (request: object, call: Call) => Promise<object> {
   return (request, { signal }) =>
     new Promise((resolve, reject) => {
@@ -49,7 +60,7 @@ function answerOf(
         method.requestSerialize,
         method.responseDeserialize,
         request,
-        new Metadata(),
+        metadataOf(headers),
         {},
         (error, response) => {
           signal.removeEventListener('abort', cancel)
@@ -65,6 +76,7 @@ function answerOf(
 function streamOf(
   client: Client,
   method: Method,
+  headers: Headers,
 ): (request: object, call: Call) => AsyncIterable<object> {
   return async function* (request, { signal }) {
     signal.throwIfAborted()
@@ -73,7 +85,7 @@ function streamOf(
       method.requestSerialize,
       method.responseDeserialize,
       request,
-      new Metadata(),
+      metadataOf(headers),
       {},
     )
     const cancel = (): void => call.cancel()

@@ -20,6 +20,7 @@ execFileSync(
     'containerd/snapshots.proto',
     'containerd/content.proto',
     'containerd/images.proto',
+    'containerd/tasks.proto',
     'cri.proto',
     'ipdr/agent.proto',
   ],

@@ -6,6 +6,7 @@ import type {
   SnapshotsDefinition,
   SnapshotsHandlers,
 } from './types/containerd/services/snapshots/v1/Snapshots.ts'
+import type { TasksDefinition, TasksHandlers } from './types/containerd/services/tasks/v1/Tasks.ts'
 import type { ProtoGrpcType as CriFile } from './types/cri.ts'
 import type { AgentDefinition, AgentHandlers } from './types/ipdr/v1/Agent.ts'
 import type {
@@ -17,6 +18,7 @@ import type {
   RuntimeServiceHandlers,
 } from './types/runtime/v1/RuntimeService.ts'
 import type { ProtoGrpcType as SnapshotsFile } from './types/snapshots.ts'
+import type { ProtoGrpcType as TasksFile } from './types/tasks.ts'
 
 // Each function reads its .proto file, a few ms: call it where a service or client is made, and keep the result.
 
@@ -24,6 +26,12 @@ import type { ProtoGrpcType as SnapshotsFile } from './types/snapshots.ts'
 export function snapshotsContract(): Contract<SnapshotsDefinition, SnapshotsHandlers> {
   const file = load('containerd/snapshots.proto') as SnapshotsFile
   return { definition: file.containerd.services.snapshots.v1.Snapshots.service }
+}
+
+/** containerd.services.tasks.v1.Tasks */
+export function tasksContract(): Contract<TasksDefinition, TasksHandlers> {
+  const file = load('containerd/tasks.proto') as TasksFile
+  return { definition: file.containerd.services.tasks.v1.Tasks.service }
 }
 
 /** ipdr.v1.Agent */

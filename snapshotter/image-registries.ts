@@ -24,6 +24,8 @@ export interface ImageRegistries {
     selector: string,
     signal: AbortSignal,
   ): Promise<{ readonly bytes: Uint8Array; readonly digest: Digest }>
+  /** Tags of the repository, as many as the registry names at once. Rejects as `manifest`. */
+  tags(scope: RepositoryScope, signal: AbortSignal): Promise<readonly string[]>
   /** A blob that is small, whole and checked. Rejects as `manifest`; RESOURCE_EXHAUSTED if it has more than `bytesMax`. */
   smallBlob(
     scope: RepositoryScope,

@@ -2,19 +2,24 @@ import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from './block-source.ts'
 import type { IpfsImage } from './dag/ipfs-image.ts'
 import { openIpfsImage } from './dag/open-ipfs-image.ts'
+import { readImageConfig } from './dag/read-image-config.ts'
 import { findSideIndex } from './dag/side-indexes.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
 import { CodedError, ImageError } from './errors.ts'
 import { indexGzipLayer } from './layers/index-gzip-layer.ts'
 import type { Descriptor } from './oci/descriptor.ts'
-import { type Digest, verifyDigest } from './oci/digest.ts'
-import { IMAGE_CONFIG_BYTES_MAX, parseImageConfig } from './oci/image-config.ts'
+import type { Digest } from './oci/digest.ts'
 import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest.ts'
 import type { ImageReference } from './oci/reference.ts'
-import { addSideIndexes } from './publish/add-side-indexes.ts'
+import { addFilesBeside } from './publish/add-files-beside.ts'
 import type { BlockSink } from './publish/import-image.ts'
 import { LAYER_INDEX_ANNOTATION } from './toc/layer-index.ts'
-import { decodeSideIndex, encodeSideIndex, type IndexedLayer } from './toc/side-index.ts'
+import {
+  decodeSideIndex,
+  encodeSideIndex,
+  type IndexedLayer,
+  SIDE_INDEXES_DIRECTORY,
+} from './toc/side-index.ts'
 import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
 
 export type { IndexedLayer } from './toc/side-index.ts'
@@ -82,8 +87,9 @@ export async function indexImage(
     await indexing.manifest(manifest, request)
   }
   const { layers, added } = indexing
+  const beside = [{ directory: SIDE_INDEXES_DIRECTORY, files: added }]
   const indexed =
-    added.size === 0 ? root : await addSideIndexes(root, added, { blocks, sink }, request)
+    added.size === 0 ? root : await addFilesBeside(root, beside, { blocks, sink }, request)
   return { root: indexed, layers: [...layers.values()] }
 }
 
@@ -99,7 +105,7 @@ class ImageIndexing {
   }
 
   async manifest(manifest: ImageManifest, request: BlockRequest): Promise<void> {
-    const diffIds = await diffIdsOf(this.#image, manifest, request)
+    const { diffIds } = await readImageConfig(this.#image, manifest, request)
     for (const [position, layer] of manifest.layers.entries()) {
       const diffId = diffIds[position]
       if (diffId === undefined || diffIds.length !== manifest.layers.length) {
@@ -243,19 +249,4 @@ async function manifestsOf(
     }
   }
   return manifests
-}
-
-async function diffIdsOf(
-  image: IpfsImage,
-  { config: { digest } }: ImageManifest,
-  request: BlockRequest,
-): Promise<readonly Digest[]> {
-  const what = `config ${digest} of ${image.root.toString()}`
-  const file = await image.blob(digest, request)
-  // One byte more than is accepted, so that a longer one is refused by its parser.
-  const end = Math.min(file.size, IMAGE_CONFIG_BYTES_MAX + 1)
-  const bytes = await file.readRange({ start: 0, end }, request)
-  const { diffIds } = parseImageConfig(bytes, what)
-  verifyDigest(bytes, digest, what)
-  return diffIds
 }

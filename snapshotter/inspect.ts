@@ -5,11 +5,11 @@ import type { ByteRange } from './byte-range.ts'
 import { boundedParallel } from './dag/bounded-parallel.ts'
 import type { IpfsImage } from './dag/ipfs-image.ts'
 import { openIpfsImage } from './dag/open-ipfs-image.ts'
+import { readImageConfig } from './dag/read-image-config.ts'
 import { findSideIndex } from './dag/side-indexes.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
-import { type Digest, verifyDigest } from './oci/digest.ts'
-import { IMAGE_CONFIG_BYTES_MAX, parseImageConfig } from './oci/image-config.ts'
+import type { Digest } from './oci/digest.ts'
 import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest.ts'
 import { parseJson } from './oci/parse-json.ts'
 import { formatPlatform, type Platform } from './oci/platform.ts'
@@ -314,16 +314,10 @@ const summarySchema = z.object({
 
 async function readConfig(
   image: IpfsImage,
-  { config: { digest } }: ImageManifest,
+  manifest: ImageManifest,
   request: BlockRequest,
 ): Promise<{ platform: Platform; diffIds: readonly Digest[]; config: ConfigSummary }> {
-  const what = `config ${digest} of ${image.root.toString()}`
-  const file = await image.blob(digest, request)
-  // One byte more than is accepted, so that a longer one is refused by its parser.
-  const end = Math.min(file.size, IMAGE_CONFIG_BYTES_MAX + 1)
-  const bytes = await file.readRange({ start: 0, end }, request)
-  const { platform, diffIds } = parseImageConfig(bytes, what)
-  verifyDigest(bytes, digest, what)
+  const { platform, diffIds, bytes, what } = await readImageConfig(image, manifest, request)
   const { created, config } = parseJson(bytes, summarySchema, what)
   return {
     platform,

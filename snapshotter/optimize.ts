@@ -1,9 +1,10 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from './block-source.ts'
 import { openIpfsImage } from './dag/open-ipfs-image.ts'
+import { readImageConfig } from './dag/read-image-config.ts'
 import { ImageError } from './errors.ts'
 import type { Digest } from './oci/digest.ts'
-import { IMAGE_CONFIG_BYTES_MAX, type ImageConfig, parseImageConfig } from './oci/image-config.ts'
+import type { ImageConfig } from './oci/image-config.ts'
 import { type ImageManifest, parseManifest } from './oci/manifest.ts'
 import { formatPlatform } from './oci/platform.ts'
 import type { ImageReference } from './oci/reference.ts'
@@ -104,11 +105,7 @@ async function runnableManifests(
       for (const child of found.manifests) children.push(...(await orNone(read(child.digest))))
       return children
     }
-    const file = await image.blob(found.config.digest, request)
-    // One byte more than is accepted, so that a longer one is refused by its parser.
-    const end = Math.min(file.size, IMAGE_CONFIG_BYTES_MAX + 1)
-    const bytesOfConfig = await file.readRange({ start: 0, end }, request)
-    const config = parseImageConfig(bytesOfConfig, `config ${found.config.digest}`)
+    const config = await readImageConfig(image, found, request)
     return [{ digest, manifest: found, platform: formatPlatform(config.platform), config }]
   }
   return read(selector)

@@ -57,6 +57,9 @@ const ANSWER_MS = 60_000
 /** What a client is told to wait, in seconds, when nobody could be reached: one back-off step of the kubelet. */
 const RETRY_AFTER_S = 10
 
+/** Characters of a sentence in a status line. 512: Go's client reads lines of 4,096 bytes. */
+const REASON_CHARS_MAX = 512
+
 /** Blobs on their way at once. containerd pulls 3 layers of an image at a time: room for 20 pulls, 16 MiB each while they stream. */
 const BLOB_STREAMS_MAX = 64
 
@@ -66,6 +69,7 @@ const REMEMBERED_DIGESTS_MAX = 10_000
 /** Error codes of OCI distribution-spec, "Error Codes". */
 type OciErrorCode =
   | 'BLOB_UNKNOWN'
+  | 'DENIED'
   | 'DIGEST_INVALID'
   | 'MANIFEST_INVALID'
   | 'MANIFEST_UNKNOWN'
@@ -348,11 +352,18 @@ class Registry {
       reply.header('retry-after', RETRY_AFTER_S)
     }
     for (const name of ['content-length', 'content-range', 'etag']) reply.removeHeader(name)
+    // To a HEAD there is no body, and clients show this: containerd begins each pull with one.
+    if (failure.status === 403) reply.raw.statusMessage = reasonPhrase(failure.message)
     return reply
       .code(failure.status)
       .type('application/json')
       .send({ errors: [{ code: failure.ociCode, message: failure.message, detail: null }] })
   }
+}
+
+/** A sentence as RFC 9112, section 4 allows it in a status line, and no longer than a line. */
+function reasonPhrase(sentence: string): string {
+  return sentence.replaceAll(/[^ -~]+/g, ' ').slice(0, REASON_CHARS_MAX)
 }
 
 function referrers(name: string, digest: string, reply: FastifyReply): FastifyReply {
@@ -408,6 +419,7 @@ const STATUS: Readonly<Partial<Record<ErrorCode, number>>> = {
   FAILED_PRECONDITION: 400,
   UNIMPLEMENTED: 400,
   RESOURCE_EXHAUSTED: 400,
+  PERMISSION_DENIED: 403,
   NOT_FOUND: 404,
   DATA_LOSS: 502,
   UNAVAILABLE: 503,
@@ -430,6 +442,7 @@ function asRegistryError(
   }
   const status = STATUS[error.code] ?? 500
   if (status === 404) return new RegistryError(404, missing, error.message, error)
+  if (status === 403) return new RegistryError(403, 'DENIED', error.message, error)
   if (status < 500) return new RegistryError(status, invalid, error.message, error)
   return new RegistryError(status, 'UNAVAILABLE', error.message, error)
 }

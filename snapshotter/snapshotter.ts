@@ -3,9 +3,8 @@ import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
 import type { LazyLayer } from './blobs/lazy-layer.ts'
 import type { BlockSource, Priority } from './block-source.ts'
 import { IpfsImageDirectory } from './dag/ipfs-image-directory.ts'
-import type { KeyUnwrapper } from './encryption/key-unwrapper.ts'
+import { type KeyRing, NO_KEYS } from './encryption/key-ring.ts'
 import { isEncrypted } from './encryption/layer-encryption.ts'
-import { PrivateKeys } from './encryption/private-keys.ts'
 import { type KernelReport, probeKernel } from './erofs/probe-kernel.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import { FuseServer } from './fuse/fuse-server.ts'
@@ -28,6 +27,7 @@ import { Prefetcher } from './prefetch/prefetcher.ts'
 import { StartRecorder } from './prefetch/start-recorder.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
+import { TrustPolicies } from './trust/trust-policies.ts'
 
 export type { KernelReport } from './erofs/probe-kernel.ts'
 export type { ImageRecord, LayerRecord } from './layers/catalog.ts'
@@ -62,9 +62,13 @@ export type SnapshotterMetrics = {
 type Collaborators = {
   readonly blocks: BlockSource
   /** Opens the keys of encrypted layers. Without it they cannot be read. */
-  readonly keys?: KeyUnwrapper
+  readonly keys?: KeyRing
   /** Images that lie in registries. Without it they are downloaded whole by containerd. */
   readonly registries?: ImageRegistries
+  /** Ends the container that has an active snapshot; by default containers only get EIO. */
+  readonly endContainer?: (snapshotKey: string) => Promise<void>
+  /** Which images may run; by default all. */
+  readonly trust?: TrustPolicies
   readonly log: Log
   readonly metrics: SnapshotterMetrics
 }
@@ -120,7 +124,15 @@ export class Snapshotter implements AsyncDisposable {
    */
   static async open(
     config: SnapshotterConfig,
-    { blocks, keys = new PrivateKeys([]), registries, log, metrics }: Collaborators,
+    {
+      blocks,
+      keys = NO_KEYS,
+      registries,
+      endContainer,
+      trust = new TrustPolicies([], { onRefused: () => {} }),
+      log,
+      metrics,
+    }: Collaborators,
   ): Promise<Snapshotter> {
     await using opened = new AsyncDisposableStack()
     const closing = new AbortController()
@@ -216,6 +228,8 @@ export class Snapshotter implements AsyncDisposable {
         { catalog, store, blocks, tables, places, recorder, log },
       ),
     )
+    const registryImages = registries && new RegistryImages({ catalog, registries, trust, log })
+    const images = new Images({ catalog, blocks, trust, log })
     const layers = opened.use(
       new Layers({
         catalog,
@@ -223,11 +237,35 @@ export class Snapshotter implements AsyncDisposable {
         builder,
         mounts,
         shared,
-        registryImages: registries && new RegistryImages({ catalog, registries, log }),
+        registryImages,
         server: fuse && layerServer(fuse),
         log,
         starts: startListener(prefetcher),
+        recheck: async (image, signal) => {
+          if (image.reference === undefined) {
+            return images.recheck(image, { priority: 'foreground', signal })
+          }
+          return registryImages?.recheck(image, signal)
+        },
         onVerificationFailure: (what) => metrics.verificationFailed(what),
+        onSpoiled: ({ id, blobDigest }) => {
+          if (endContainer === undefined) return
+          // What is in the page cache stays readable: only its end keeps a process from going on with it.
+          for (const key of snapshots.keysOn(id)) {
+            endContainer(key).then(
+              () =>
+                log.error(
+                  { snapshot: key, layer: blobDigest },
+                  `the container of snapshot ${key} was killed: its layer ${blobDigest} is not what its image promised`,
+                ),
+              (error: unknown) =>
+                log.error(
+                  { snapshot: key, layer: blobDigest, reason: String(error) },
+                  `the container of snapshot ${key} runs on layer ${blobDigest}, which is not what its image promised, and could not be killed: ${String(error)}`,
+                ),
+            )
+          }
+        },
       }),
     )
     // First of what changes anything: it alone knows whether another agent is at work on this root.
@@ -240,7 +278,6 @@ export class Snapshotter implements AsyncDisposable {
       const patienceMs = Math.min(STOP_LONGEST_MS, config.foregroundDeadlineMs)
       opened.defer(() => fuse.stop(dir, AbortSignal.timeout(patienceMs)))
     }
-    const images = new Images({ catalog, blocks, log })
     return new Snapshotter(
       { snapshots, kernel },
       {
@@ -270,7 +307,7 @@ export class Snapshotter implements AsyncDisposable {
     { root, digest, bytes }: ServedManifest,
     signal: AbortSignal,
   ): Promise<void> {
-    const { images, layers } = this.#parts
+    const { images } = this.#parts
     const image = await images
       .remember(root, { bytes, digest }, { priority: 'foreground', signal })
       .catch((error: unknown) => {
@@ -278,7 +315,19 @@ export class Snapshotter implements AsyncDisposable {
         if (error instanceof ImageError && error.code === 'FAILED_PRECONDITION') return undefined
         throw error
       })
-    if (image !== undefined) await layers.checkRivals(image, signal)
+    if (image !== undefined) await this.#checkRivals(image, signal)
+  }
+
+  /**
+   * Checks that a container about to start may see what it is made of: every encrypted layer under its snapshot must be opened by
+   * a key that pods of its Kubernetes namespace may use. containerd gives a snapshot to whoever names its chain ID, so this is
+   * asked for each container, not for each pull. Rejects as `Layers.authorize`. `container` is its ID; of one that has no
+   * snapshot here there is nothing to see.
+   */
+  async authorize(container: string, namespace: string): Promise<void> {
+    const { snapshots } = this
+    const layers = snapshots.keysOf(container).flatMap((key) => snapshots.layersUnder(key))
+    await this.#parts.layers.authorize([...new Set(layers)], namespace)
   }
 
   /**
@@ -289,7 +338,7 @@ export class Snapshotter implements AsyncDisposable {
     const { images, layers, store, prefetcher } = this.#parts
     const { root, selector } = parseImageReference(reference)
     const image = await images.resolve(root, selector, { priority: 'foreground', signal })
-    await layers.checkRivals(image, signal)
+    await this.#checkRivals(image, signal)
     const pulled = await Promise.allSettled(
       image.layers.map(async (layer) => {
         const record = await layers.ready(layer)
@@ -468,6 +517,20 @@ export class Snapshotter implements AsyncDisposable {
     const here = new Set(catalog.layers().map(({ blobCid }) => blobCid))
     for (const { id, layers } of catalog.images()) {
       if (!layers.some(({ blobCid }) => here.has(blobCid))) catalog.forgetImage(id)
+    }
+  }
+
+  /** As `Layers.checkRivals`. An image that is refused is forgotten: its chain IDs would stand before those of honest ones. */
+  async #checkRivals(image: ImageRecord, signal: AbortSignal): Promise<void> {
+    const { layers, catalog } = this.#parts
+    try {
+      await layers.checkRivals(image, signal)
+    } catch (error) {
+      const isRefused =
+        error instanceof CodedError &&
+        (error.code === 'PERMISSION_DENIED' || error.code === 'DATA_LOSS')
+      if (isRefused) catalog.forgetImage(image.id)
+      throw error
     }
   }
 

@@ -12,8 +12,11 @@ import { push } from './commands/push.ts'
 import { repositoryGc } from './commands/repository-gc.ts'
 import { repositoryLs } from './commands/repository-ls.ts'
 import { repositoryRm } from './commands/repository-rm.ts'
+import { runtimeSpec } from './commands/runtime-spec.ts'
 import { serve } from './commands/serve.ts'
+import { sign } from './commands/sign.ts'
 import { status } from './commands/status.ts'
+import { verify } from './commands/verify.ts'
 import { waited } from './commands/waited.ts'
 
 /** Every command, in the order of the help: first a publisher's, then a node's. */
@@ -23,6 +26,8 @@ export const COMMANDS: readonly Command[] = [
   inspect,
   indexLayers,
   optimize,
+  sign,
+  verify,
   importCommand,
   exportCommand,
   repositoryLs,
@@ -34,6 +39,7 @@ export const COMMANDS: readonly Command[] = [
   cacheLs,
   cacheGc,
   cacheRm,
+  runtimeSpec,
 ]
 
 /** First words that several commands share, with their line in the help. */

@@ -7,18 +7,12 @@ import type { BlockProvider } from '../ipfs/block-provider.ts'
 import type { BlockRepository } from '../ipfs/repository.ts'
 import { errorLog } from './error-log.ts'
 import { asUsageFailure } from './failure.ts'
+import type { Places } from './places-options.ts'
 import { isRepository, openExistingRepository, repositoryDirectory } from './repository-option.ts'
-
-/** Where those commands may look. */
-export type InspectionPlaces = {
-  readonly repository: string | undefined
-  readonly gateways: readonly string[]
-  readonly peers: readonly string[]
-}
 
 /** Blocks from the user's own repository, else from the gateways and peers that were named. No agent is asked. */
 export async function openInspectionBlocks(
-  { repository: given, gateways, peers }: InspectionPlaces,
+  { repository: given, gateway: gateways, peer: peers }: Places,
   opened: AsyncDisposableStack,
 ): Promise<BlockSource> {
   const isRemote = gateways.length + peers.length > 0

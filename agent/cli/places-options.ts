@@ -1,4 +1,4 @@
-/** Options of the commands that read images of others. */
+/** Options of the commands that look at images without an agent, beside --repository: where their blocks may be. */
 export const PLACES_OPTIONS = {
   gateway: {
     type: 'string',
@@ -17,3 +17,10 @@ export const PLACES_OPTIONS = {
     valueName: 'MULTIADDR',
   },
 } as const
+
+/** What those options come to, and --repository. */
+export type Places = {
+  readonly repository: string | undefined
+  readonly gateway: readonly string[]
+  readonly peer: readonly string[]
+}

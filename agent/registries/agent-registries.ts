@@ -56,6 +56,10 @@ export class AgentRegistries implements ImageRegistries, AsyncDisposable {
     return this.#client.manifest(scope, selector, signal)
   }
 
+  tags(scope: RepositoryScope, signal: AbortSignal): Promise<readonly string[]> {
+    return this.#client.tags(scope, signal)
+  }
+
   smallBlob(
     scope: RepositoryScope,
     digest: Digest,

@@ -1,4 +1,5 @@
 import { setTimeout } from 'node:timers/promises'
+import { z } from 'zod'
 import type { ByteRange } from '../../snapshotter/byte-range.ts'
 import { CodedError, RegistryError } from '../../snapshotter/errors.ts'
 import type { RepositoryScope } from '../../snapshotter/image-registries.ts'
@@ -27,6 +28,9 @@ const STORE_KEPT_MS = 300_000
 /** What is read and thrown away before a part, where a registry sends only whole blobs, in bytes. 64 MiB: 5 s at 100 Mbit/s. */
 const SKIPPED_BYTES_MAX = 64 * 1024 * 1024
 
+/** A list of tags, in bytes. 4 MiB: some hundred thousand. */
+const TAGS_BYTES_MAX = 4 * 1024 * 1024
+
 /** Kinds of manifests we read, in the order in which we like them. */
 const MANIFEST_TYPES = [
   MEDIA_TYPES.ociIndex,
@@ -34,6 +38,9 @@ const MANIFEST_TYPES = [
   MEDIA_TYPES.ociManifest,
   MEDIA_TYPES.dockerManifest,
 ].join(', ')
+
+/** OCI distribution-spec, "Listing Tags". */
+const tagsSchema = z.object({ tags: z.array(z.string().max(128)).nullish() })
 
 type Collaborators = {
   readonly logins: FindLogins
@@ -80,6 +87,17 @@ export class RegistryClient implements AsyncDisposable {
     })
     if (isDigest(selector)) verifyDigest(bytes, selector, what)
     return { bytes, digest: isDigest(selector) ? selector : digestOf(bytes) }
+  }
+
+  /** Tags of the repository, as many as the registry names at once. Rejects as `manifest`; INVALID_ARGUMENT if it sends no list. */
+  async tags(scope: RepositoryScope, signal: AbortSignal): Promise<readonly string[]> {
+    const what = `list of tags of ${scope.host}/${scope.repository}`
+    const bytes = await retrying(signal, async () => {
+      const answer = await this.#ask(scope, 'tags/list', {}, signal)
+      if (answer.status === 200) return this.#read(answer, TAGS_BYTES_MAX, what)
+      throw await unexpected(answer, what)
+    })
+    return parseTags(bytes, what)
   }
 
   /** A blob that is small, whole and checked. Rejects as `manifest`; RESOURCE_EXHAUSTED if it has more than `bytesMax`. */
@@ -319,6 +337,14 @@ export class RegistryClient implements AsyncDisposable {
       pieces.push(piece)
     }
     return Buffer.concat(pieces)
+  }
+}
+
+function parseTags(bytes: Uint8Array, what: string): readonly string[] {
+  try {
+    return tagsSchema.parse(JSON.parse(Buffer.from(bytes).toString())).tags ?? []
+  } catch (cause) {
+    throw new RegistryError('INVALID_ARGUMENT', `the ${what} is none`, {}, cause)
   }
 }
 

@@ -13,6 +13,9 @@ export type ReadRegistryBlob = (range: ByteRange, request: BlockRequest) => Prom
 /** What a blob in a registry is known by. */
 export type RegistryBlobName = { readonly digest: Digest; readonly size: number }
 
+/** A blob, in bytes. 1 TiB: two million parts, 16 MB of places where they start. */
+export const REGISTRY_BLOB_BYTES_MAX: number = 1024 ** 4
+
 /** What is fetched at once, in bytes. 512 KiB: as the largest leaf of small files that `ipdr push` writes; 40 ms at 100 Mbit/s. */
 const LEAF_BYTES = 512 * 1024
 
@@ -50,7 +53,14 @@ export class RegistryBlob implements LayerBlob {
   readonly #read: ReadRegistryBlob
   #waiting: Waiting[] = []
 
+  /** Throws BlockError RESOURCE_EXHAUSTED for one beyond `REGISTRY_BLOB_BYTES_MAX`. */
   constructor(name: RegistryBlobName, read: ReadRegistryBlob) {
+    if (!(name.size <= REGISTRY_BLOB_BYTES_MAX)) {
+      throw new BlockError(
+        'RESOURCE_EXHAUSTED',
+        `blob ${name.digest} has ${name.size} bytes, ${REGISTRY_BLOB_BYTES_MAX} are read`,
+      )
+    }
     this.cid = blobCid(name.digest)
     this.size = name.size
     this.leafStarts = Float64Array.from(
@@ -71,9 +81,10 @@ export class RegistryBlob implements LayerBlob {
     const body = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length)
     const end = Math.max(body.length - CHECKSUM_BYTES, 0)
     const text = body.toString('latin1', MAGIC.length, end)
-    const [digest = '', size] = text.split(' ')
+    const [digest = '', size = ''] = text.split(' ')
     const isIntact = sha256(body.subarray(0, end)).equals(body.subarray(end))
-    if (RegistryBlob.isKept(bytes) && isIntact && isDigest(digest)) {
+    const isName = isDigest(digest) && /^\d{1,15}$/.test(size)
+    if (RegistryBlob.isKept(bytes) && isIntact && isName) {
       return { digest, size: Number(size) }
     }
     throw new BlockError('DATA_LOSS', 'what is kept of a blob in a registry is damaged')

@@ -2,7 +2,7 @@ import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
 import { type Digest, digestOf, isDigest, parseDigest, verifyDigest } from '../oci/digest.ts'
 import { MANIFEST_BYTES_MAX, parseManifest } from '../oci/manifest.ts'
-import { DEFAULT_TAG } from '../oci/reference.ts'
+import { DEFAULT_TAG, isTagOfArtifact } from '../oci/reference.ts'
 import {
   type FoundManifest,
   type IpfsImage,
@@ -122,7 +122,7 @@ export class IpdrImage implements IpfsImage {
   async #manifestByTag(tag: string, request: BlockRequest): Promise<Uint8Array> {
     const file = await this.#open(this.#manifests, tag, request)
     if (file !== undefined) return this.#manifestBytes(file, tag, request)
-    const tags = await this.tags(request)
+    const tags = (await this.tags(request)).filter((each) => !isTagOfArtifact(each))
     const [only] = tags
     if (tag !== DEFAULT_TAG || only === undefined || tags.length > 1) {
       throw noManifest(this.root, tag, tags)

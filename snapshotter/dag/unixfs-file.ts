@@ -93,24 +93,28 @@ export class UnixfsFile implements LayerBlob {
       body.subarray(0, MAGIC.length).equals(MAGIC) &&
       body.subarray(end).equals(createHash('sha256').update(body.subarray(0, end)).digest())
     if (!intact) {
-      throw new BlockError(
-        'DATA_LOSS',
-        `a stored list of leaves is damaged (${bytes.length} bytes)`,
-      )
+      throw damagedList(bytes.length)
     }
     const leaves = body.readUInt32LE(4)
     const rootBytes = body.readUInt32LE(8)
-    let at = 12
-    const cid = CID.decode(body.subarray(at, (at += rootBytes)))
+    const listAt = 12 + rootBytes
+    const cidsAt = listAt + (leaves + 1) * 12
+    if (cidsAt > end) throw damagedList(bytes.length)
+    const cid = rootOf(body.subarray(12, listAt), bytes.length)
     const leafStarts = new Float64Array(leaves + 1)
-    for (let index = 0; index <= leaves; index++, at += 8) leafStarts[index] = body.readDoubleLE(at)
     const cidStarts = new Uint32Array(leaves + 1)
-    for (let index = 0; index <= leaves; index++, at += 4) cidStarts[index] = body.readUInt32LE(at)
+    for (let index = 0; index <= leaves; index++) {
+      leafStarts[index] = body.readDoubleLE(listAt + index * 8)
+      cidStarts[index] = body.readUInt32LE(listAt + (leaves + 1) * 8 + index * 4)
+    }
+    if (!isAscending(leafStarts) || !isAscending(cidStarts) || cidStarts[leaves] !== end - cidsAt) {
+      throw damagedList(bytes.length)
+    }
     return new UnixfsFile(
       cid,
       blocks,
       leafStarts,
-      new Uint8Array(body.subarray(at, end)),
+      new Uint8Array(body.subarray(cidsAt, end)),
       cidStarts,
     )
   }
@@ -373,4 +377,24 @@ class FileTree {
       { cid: this.#root.toString() },
     )
   }
+}
+
+function damagedList(bytes: number): BlockError {
+  return new BlockError('DATA_LOSS', `a stored list of leaves is damaged (${bytes} bytes)`)
+}
+
+function rootOf(bytes: Uint8Array, listBytes: number): CID {
+  try {
+    return CID.decode(bytes)
+  } catch {
+    throw damagedList(listBytes)
+  }
+}
+
+/** Whether these are places from 0 on, whole and in order. */
+function isAscending(starts: Float64Array | Uint32Array): boolean {
+  return (
+    starts[0] === 0 &&
+    starts.every((start, index) => Number.isSafeInteger(start) && start >= (starts[index - 1] ?? 0))
+  )
 }

@@ -88,6 +88,8 @@ export type ImageRecord = {
   readonly manifestDigest: string
   /** Milliseconds since the epoch. */
   readonly seenAtMs: number
+  /** `TrustPolicies.fingerprint` of those that let it run. */
+  readonly trustedBy: string
   readonly layers: readonly ImageLayer[]
   /** The name in a registry that it was first pulled by; undefined for one on IPFS. */
   readonly reference?: string | undefined
@@ -142,6 +144,7 @@ const SCHEMA_STEPS: readonly string[] = [
   SCHEMA,
   `ALTER TABLE layers ADD COLUMN index_cid TEXT;
    ALTER TABLE image_layers ADD COLUMN index_cid TEXT;`,
+  `ALTER TABLE images ADD COLUMN trusted_by TEXT NOT NULL DEFAULT '';`,
   `CREATE TABLE image_origins (
      image_id INTEGER NOT NULL REFERENCES images (id) ON DELETE CASCADE,
      host TEXT NOT NULL,
@@ -182,9 +185,9 @@ export class Catalog implements Disposable {
   rememberImage(image: Omit<ImageRecord, 'id'>): ImageRecord {
     return this.#transaction(() => {
       const row = this.#sql(
-        `INSERT INTO images (root_cid, manifest_digest, seen_at_ms) VALUES (?, ?, ?)
-         ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms RETURNING id`,
-      ).get(image.rootCid, image.manifestDigest, image.seenAtMs)
+        `INSERT INTO images (root_cid, manifest_digest, seen_at_ms, trusted_by) VALUES (?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms, trusted_by = excluded.trusted_by RETURNING id`,
+      ).get(image.rootCid, image.manifestDigest, image.seenAtMs, image.trustedBy)
       const id = Number(row?.['id'])
       this.#sql('DELETE FROM image_layers WHERE image_id = ?').run(id)
       image.layers.forEach((layer, position) => {
@@ -252,6 +255,10 @@ export class Catalog implements Disposable {
 
   images(): ImageRecord[] {
     return this.#images('SELECT * FROM images ORDER BY seen_at_ms DESC, id DESC')
+  }
+
+  markTrusted(id: number, trustedBy: string): void {
+    this.#sql('UPDATE images SET trusted_by = ? WHERE id = ?').run(trustedBy, id)
   }
 
   forgetImage(id: number): void {
@@ -391,6 +398,7 @@ export class Catalog implements Disposable {
         rootCid: String(row['root_cid']),
         manifestDigest: String(row['manifest_digest']),
         seenAtMs: Number(row['seen_at_ms']),
+        trustedBy: String(row['trusted_by']),
         reference: this.#referenceOf(Number(row['id'])),
         layers: this.#imageLayers(
           `SELECT *, ${IN_REGISTRY} FROM image_layers WHERE image_id = ? ORDER BY position`,

@@ -1,4 +1,4 @@
-import type { CID } from 'multiformats/cid'
+import { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
 import { openIpfsImage } from '../dag/open-ipfs-image.ts'
 import { listSideIndexes } from '../dag/side-indexes.ts'
@@ -9,23 +9,34 @@ import { parseImageConfig } from '../oci/image-config.ts'
 import { layerChainIds } from '../oci/layer-chain-id.ts'
 import { checkRunnable, chooseManifest, parseManifest } from '../oci/manifest.ts'
 import { nodePlatform } from '../oci/platform.ts'
+import { imageToTrust } from '../trust/image-to-trust.ts'
+import type { TrustPolicies } from '../trust/trust-policies.ts'
 import type { Catalog, ImageLayer, ImageRecord } from './catalog.ts'
+
+type Parts = {
+  readonly catalog: Catalog
+  readonly blocks: BlockSource
+  readonly trust: TrustPolicies
+  readonly log: Log
+}
 
 /** Finds the layers of images and remembers them under their chain IDs: all that containerd will tell us later. */
 export class Images {
   readonly #catalog: Catalog
   readonly #blocks: BlockSource
+  readonly #trust: TrustPolicies
   readonly #log: Log
 
-  constructor({ catalog, blocks, log }: { catalog: Catalog; blocks: BlockSource; log: Log }) {
+  constructor({ catalog, blocks, trust, log }: Parts) {
     this.#catalog = catalog
     this.#blocks = blocks
+    this.#trust = trust
     this.#log = log
   }
 
   /**
    * Remembers the image of a manifest that was found under `root`; an index is remembered by its own manifests, when they
-   * are asked for. Rejects with ImageError if it cannot be run, and with BlockError.
+   * are asked for. Rejects with ImageError if it cannot be run, as `TrustPolicies.check` if it must not, and with BlockError.
    */
   async remember(
     root: CID,
@@ -38,6 +49,7 @@ export class Images {
     if (manifest.kind === 'index') return undefined
     checkRunnable(manifest, name)
     const image = await openIpfsImage(root, this.#blocks, request)
+    await this.#trust.check(imageToTrust(image, found.digest), request)
     const configFile = await image.blob(manifest.config.digest, request)
     const configName = `config ${manifest.config.digest} of ${rootCid}`
     if (configFile.size !== manifest.config.size) {
@@ -84,6 +96,7 @@ export class Images {
       rootCid,
       manifestDigest: found.digest,
       seenAtMs: Date.now(),
+      trustedBy: this.#trust.fingerprint,
       layers,
     })
   }
@@ -99,6 +112,18 @@ export class Images {
     if (index.kind !== 'index') throw new ImageError('INTERNAL', `${name} is not an index`)
     const { digest } = chooseManifest(index, nodePlatform(), name)
     return this.resolve(root, digest, request)
+  }
+
+  /**
+   * Checks an image that was remembered under other policies than those of now, before more of it is made known. Rejects as
+   * `TrustPolicies.check`.
+   */
+  async recheck(image: ImageRecord, request: BlockRequest): Promise<void> {
+    const { fingerprint } = this.#trust
+    if (image.trustedBy === fingerprint) return
+    const found = await openIpfsImage(CID.parse(image.rootCid), this.#blocks, request)
+    await this.#trust.check(imageToTrust(found, image.manifestDigest as Digest), request)
+    this.#catalog.markTrusted(image.id, fingerprint)
   }
 
   /** An image is not worse for a directory of indexes that cannot be read: its layers are then read without. */

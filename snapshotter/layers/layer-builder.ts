@@ -135,6 +135,22 @@ export class LayerBuilder {
     )
   }
 
+  /** Checks that pods of a Kubernetes namespace may see an encrypted layer. Rejects as `LayerKeys.authorize`. */
+  async authorize(record: LayerRecord, namespace: string): Promise<void> {
+    const { id, blobCid, blobDigest } = record
+    const built = this.#encryptions.get(id)
+    try {
+      if (built !== undefined) return await this.#parts.keys.authorize(blobCid, built, namespace)
+    } catch (error) {
+      if (!(error instanceof LayerError) || error.code !== 'PERMISSION_DENIED') throw error
+    }
+    throw new LayerError(
+      'PERMISSION_DENIED',
+      `pods of namespace ${namespace} may not see layer ${blobDigest}: it is encrypted, and no key that they may use opens it; put one into decryption.keysDir/${namespace}`,
+      { digest: blobDigest, namespace },
+    )
+  }
+
   /**
    * Checks the ciphertext of a layer that is complete. The sentence of what is wrong; undefined if nothing is, or if it is not
    * encrypted. Rejects as `LayerKeys.open` and with BlockError: then nothing is known.

@@ -1,10 +1,10 @@
 import { createHash } from 'node:crypto'
+import type { KeyRing } from '../encryption/key-ring.ts'
 import type { KeyUnwrapper } from '../encryption/key-unwrapper.ts'
 import type { LayerKey } from '../encryption/layer-cipher.ts'
 import { encryptionAnnotations, parseLayerEncryption } from '../encryption/layer-encryption.ts'
 import { unwrapLayerKey } from '../encryption/unwrap-layer-key.ts'
 import { LayerError } from '../errors.ts'
-import type { ImageLayer } from './catalog.ts'
 
 /** How long all keys and providers may take to open one layer. 10 s: three round trips to a provider abroad, and a retry. */
 const OPEN_DEADLINE_MS = 10_000
@@ -29,20 +29,17 @@ export type KeptEncryption = {
   readonly keyMark: string
 }
 
-type EncryptedLayer = Pick<ImageLayer, 'blobDigest' | 'annotations'>
+type EncryptedLayer = Pick<KeptEncryption, 'blobDigest' | 'annotations'>
 
 /** Opens the keys of encrypted layers. Keys live in memory only; after a restart they are asked for when bytes are missing. */
 export class LayerKeys {
-  readonly #unwrapper: KeyUnwrapper
+  readonly #ring: KeyRing
   readonly #imageLayers: (blobCid: string) => readonly EncryptedLayer[]
   readonly #opened = new Map<string, Promise<OpenedLayer>>()
 
   /** `imageLayers`: how the images of this node describe the layer with a blob. */
-  constructor(
-    unwrapper: KeyUnwrapper,
-    imageLayers: (blobCid: string) => readonly EncryptedLayer[],
-  ) {
-    this.#unwrapper = unwrapper
+  constructor(ring: KeyRing, imageLayers: (blobCid: string) => readonly EncryptedLayer[]) {
+    this.#ring = ring
     this.#imageLayers = imageLayers
   }
 
@@ -52,7 +49,7 @@ export class LayerKeys {
     const name = nameOf(blobDigest, encryption)
     const known = this.#opened.get(name)
     if (known !== undefined) return known
-    const opened = this.#open(blobDigest, encryption)
+    const opened = this.#open(blobDigest, encryption, this.#ring.all)
     this.#opened.set(name, opened)
     const forget = (): boolean => this.#opened.delete(name)
     opened.then(() => setTimeout(forget, OPENED_KEPT_MS).unref(), forget)
@@ -63,19 +60,19 @@ export class LayerKeys {
    * The key of a layer that was built: by what was said of it then, or by what an image says that came later, for other recipients.
    * Never another key than it was built with. Rejects as `open`.
    */
-  async reopen(blobCid: string, kept: KeptEncryption): Promise<OpenedLayer> {
-    let failure: unknown
-    for (const described of [kept, ...this.#imageLayers(blobCid)]) {
-      const layer = { blobDigest: kept.blobDigest, annotations: described.annotations }
-      try {
-        const opened = await this.open(layer as EncryptedLayer)
-        if (opened.key.mark === kept.keyMark) return opened
-        failure ??= otherKey(kept.blobDigest)
-      } catch (error) {
-        failure ??= error
-      }
-    }
-    throw failure
+  reopen(blobCid: string, kept: KeptEncryption): Promise<OpenedLayer> {
+    return this.#firstOf(blobCid, kept, (layer) => this.open(layer))
+  }
+
+  /**
+   * Checks that pods of a Kubernetes namespace may see a layer that was built: a key that they may use opens it. Asked anew
+   * every time. Rejects as `open`.
+   */
+  async authorize(blobCid: string, kept: KeptEncryption, namespace: string): Promise<void> {
+    const keys = this.#ring.of(namespace)
+    await this.#firstOf(blobCid, kept, ({ blobDigest, annotations }) =>
+      this.#open(blobDigest, encryptionAnnotations(annotations), keys),
+    )
   }
 
   /**
@@ -89,10 +86,33 @@ export class LayerKeys {
     if (!isSame) throw otherKey(layer.blobDigest)
   }
 
-  async #open(blobDigest: string, annotations: Record<string, string>): Promise<OpenedLayer> {
+  async #firstOf(
+    blobCid: string,
+    kept: KeptEncryption,
+    open: (layer: EncryptedLayer) => Promise<OpenedLayer>,
+  ): Promise<OpenedLayer> {
+    const { blobDigest } = kept
+    let failure: unknown
+    for (const { annotations } of [kept, ...this.#imageLayers(blobCid)]) {
+      try {
+        const opened = await open({ blobDigest, annotations })
+        if (opened.key.mark === kept.keyMark) return opened
+        failure ??= otherKey(blobDigest)
+      } catch (error) {
+        failure ??= error
+      }
+    }
+    throw failure
+  }
+
+  async #open(
+    blobDigest: string,
+    annotations: Record<string, string>,
+    keys: KeyUnwrapper,
+  ): Promise<OpenedLayer> {
     const encryption = parseLayerEncryption(annotations, blobDigest)
     const signal = AbortSignal.timeout(OPEN_DEADLINE_MS)
-    const { key } = await unwrapLayerKey(encryption, this.#unwrapper, blobDigest, signal)
+    const { key } = await unwrapLayerKey(encryption, keys, blobDigest, signal)
     return { annotations, hmac: encryption.hmac, key }
   }
 }

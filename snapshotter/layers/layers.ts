@@ -45,9 +45,13 @@ type Parts = {
   readonly registryImages: RegistryImages | undefined
   /** Undefined on a kernel that cannot mount lazily: then no layer is ever claimed. */
   readonly server: LayerServer | undefined
+  /** Rejects if an image may not run by the policies of now. */
+  readonly recheck: (image: ImageRecord, signal: AbortSignal) => Promise<void>
   readonly log: Log
   readonly starts: StartListener
   readonly onVerificationFailure: (what: 'layer' | 'toc') => void
+  /** Told of a layer that was found not to be what its image promised, once nothing more can be read of it. */
+  readonly onSpoiled: (layer: LayerRecord) => void
 }
 
 /** A layer on its way, and by which side index. */
@@ -95,22 +99,26 @@ export class Layers implements LazyLayers, AsyncDisposable {
 
   async claim(request: ClaimRequest): Promise<ClaimedLayer | undefined> {
     const { layerChainId, labels, signal } = request
-    const { catalog, server, log, starts } = this.#parts
+    const { catalog, server, log, starts, registryImages } = this.#parts
     const pulledImage = server && (await this.#fromRegistry(request))
     // It is downloaded by containerd, and no other image's word is enough to take a layer for one of its own.
     if (pulledImage === 'declined') return this.#claimVerified(layerChainId)
-    const images = catalog.imagesWithChain(layerChainId)
+    const images = catalog
+      .imagesWithChain(layerChainId)
+      // Where no registry is asked any more, nothing of theirs could be read.
+      .filter(({ reference }) => reference === undefined || registryImages !== undefined)
     const blobOf = ({ layers }: ImageRecord): string | undefined =>
       layers.find((layer) => layer.layerChainId === layerChainId)?.blobCid
     const usable = images.filter(
       (each) => catalog.layerByBlob(blobOf(each) ?? '')?.state !== 'corrupt',
     )
     const hint = labels.get(MANIFEST_DIGEST_LABEL)
-    const image =
+    const hinted =
       usable.find(({ id }) => id === pulledImage?.id) ??
-      usable.find(({ manifestDigest }) => manifestDigest === hint) ??
-      usable[0] ??
-      images[0]
+      usable.find(({ manifestDigest }) => manifestDigest === hint)
+    // One that is corrupt is better named than passed over in silence.
+    const candidates = usable.length === 0 ? images.slice(0, 1) : usable
+    const image = await this.#trusted(hinted === undefined ? candidates : [hinted], signal)
     if (image === undefined) return undefined
     if (server === undefined) {
       log.info(
@@ -174,6 +182,24 @@ export class Layers implements LazyLayers, AsyncDisposable {
     return verified && !isEncrypted(verified.mediaType) ? this.#claimed(verified) : undefined
   }
 
+  /** The first of some images that may run by the policies of now. Rejects with the first refusal if none may. */
+  async #trusted(
+    images: readonly ImageRecord[],
+    signal: AbortSignal,
+  ): Promise<ImageRecord | undefined> {
+    let refusal: unknown
+    for (const image of images) {
+      try {
+        await this.#parts.recheck(image, signal)
+        return image
+      } catch (error) {
+        refusal ??= error
+      }
+    }
+    if (refusal !== undefined) throw refusal
+    return undefined
+  }
+
   async lowerDirs(
     chain: readonly { readonly layer: number }[],
     signal: AbortSignal,
@@ -225,6 +251,22 @@ export class Layers implements LazyLayers, AsyncDisposable {
     )
     this.#building.set(layer.blobCid, { record, indexCid })
     return record
+  }
+
+  /**
+   * Checks that pods of a Kubernetes namespace may see these layers, which snapshots name. What somebody published in plain text as
+   * well, and was found to be the same, is no secret. Rejects with LayerError PERMISSION_DENIED, and as `LayerKeys.authorize`.
+   */
+  async authorize(ids: readonly number[], namespace: string): Promise<void> {
+    const { catalog, builder } = this.#parts
+    for (const id of ids) {
+      const record = catalog.layer(id)
+      if (record === undefined || !isEncrypted(record.mediaType)) continue
+      const isPublic = catalog
+        .layersByDiffId(record.diffId)
+        .some(({ verified, mediaType }) => verified && !isEncrypted(mediaType))
+      if (!isPublic) await builder.authorize(record, namespace)
+    }
   }
 
   /** Called when the last missing bytes of a layer have arrived. */
@@ -427,7 +469,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     record: LayerRecord,
     { what, sentence }: { readonly what: 'layer' | 'toc'; readonly sentence: string },
   ): void {
-    const { catalog, mounts, server, log, onVerificationFailure } = this.#parts
+    const { catalog, mounts, server, log, onVerificationFailure, onSpoiled } = this.#parts
     catalog.markCorrupt(record.id)
     mounts.release(record.id)
     server?.remove(fuseInode(record.id))
@@ -436,6 +478,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
       { layer: record.blobDigest, cid: record.blobCid, index: record.indexCid },
       `layer ${record.blobDigest} is not what its image promised, every read of it now fails: ${sentence}`,
     )
+    onSpoiled(record)
   }
 
   /** A snapshot names this layer: if its files were lost, an image that we remember says where to get them again. */

@@ -1,6 +1,6 @@
-import { blobCid } from '../blobs/registry-blob.ts'
+import { blobCid, REGISTRY_BLOB_BYTES_MAX } from '../blobs/registry-blob.ts'
 import { isEncrypted } from '../encryption/layer-encryption.ts'
-import { CodedError, ImageError } from '../errors.ts'
+import { CodedError, ImageError, RegistryError } from '../errors.ts'
 import type { ImageRegistries, RepositoryScope } from '../image-registries.ts'
 import type { Log } from '../log.ts'
 import { type Digest, isDigest } from '../oci/digest.ts'
@@ -14,8 +14,13 @@ import {
 } from '../oci/manifest.ts'
 import { nodePlatform } from '../oci/platform.ts'
 import { IMAGE_HOST } from '../oci/reference.ts'
-import { parseRegistryReference, type RegistryReference } from '../oci/registry-reference.ts'
+import {
+  parseRegistryReference,
+  type RegistryPlace,
+  type RegistryReference,
+} from '../oci/registry-reference.ts'
 import { vouchedTable } from '../toc/table-annotations.ts'
+import type { TrustPolicies } from '../trust/trust-policies.ts'
 import { unlessAborted } from '../unless-aborted.ts'
 import type { Catalog, ImageLayer, ImageRecord } from './catalog.ts'
 
@@ -62,6 +67,7 @@ type Kept = { readonly image: Promise<ImageRecord | 'declined'>; readonly untilM
 export class RegistryImages {
   readonly #catalog: Catalog
   readonly #registries: ImageRegistries
+  readonly #trust: TrustPolicies
   readonly #log: Log
   readonly #kept = new Map<string, Kept>()
   /** Images that were found by this process, and of which no layer was handed out yet. */
@@ -70,21 +76,24 @@ export class RegistryImages {
   constructor({
     catalog,
     registries,
+    trust,
     log,
   }: {
     catalog: Catalog
     registries: ImageRegistries
+    trust: TrustPolicies
     log: Log
   }) {
     this.#catalog = catalog
     this.#registries = registries
+    this.#trust = trust
     this.#log = log
   }
 
   /**
    * The image that is pulled, remembered; undefined if its labels name none in a registry. Declined if not every layer of it can
-   * be read lazily, or that cannot be found out: containerd is to download it, and the log says why, once. Rejects only when
-   * `signal` aborts.
+   * be read lazily, or that cannot be found out: containerd is to download it, and the log says why, once. Rejects with ImageError
+   * if a policy does not let it run, or cannot be asked; and when `signal` aborts.
    */
   async find(
     pulled: PulledLayer,
@@ -158,12 +167,15 @@ export class RegistryImages {
     const kept = this.#kept.get(key)
     if (kept !== undefined && performance.now() < kept.untilMs) return kept.image
     const image = this.#resolve(pull, scope).catch((error: unknown) => {
-      if (!(error instanceof CodedError)) {
+      const refusal = this.#refusal(pull, error)
+      if (refusal !== undefined) {
+        // A signature may come, or the registry come back: asked again with the next pull.
         this.#kept.delete(key)
-        throw error
+        throw refusal
       }
-      const sentence = `image ${pull.name} is left to containerd, which downloads it whole: ${error.message}`
-      this.#log.info({ image: pull.name, ...error.facts }, sentence)
+      const why = error instanceof Error ? error.message : String(error)
+      const sentence = `image ${pull.name} is left to containerd, which downloads it whole: ${why}`
+      this.#log.info({ image: pull.name }, sentence)
       return 'declined' as const
     })
     this.#kept.delete(key)
@@ -175,11 +187,64 @@ export class RegistryImages {
     return image
   }
 
+  /** What ends the pull; undefined if it is left to containerd. */
+  #refusal({ reference, name }: Pull, error: unknown): unknown {
+    // Let in by the policies, and no reason to refuse it.
+    if (error instanceof NotLazy) return undefined
+    if (!(error instanceof CodedError)) return error
+    const policy = this.#trust.decidingOn(trustName(reference))
+    if (policy === undefined) return undefined
+    if (error instanceof ImageError && error.code === 'PERMISSION_DENIED') return error
+    return new ImageError(
+      'FAILED_PRECONDITION',
+      `image ${name} is refused, since policy '${policy}' could not be asked: ${error.message}`,
+      { policy, image: name },
+      error,
+    )
+  }
+
+  /** Checks an image that was remembered under other policies than those of now. Rejects as `TrustPolicies.check`. */
+  async recheck(image: ImageRecord, signal: AbortSignal): Promise<void> {
+    const { fingerprint } = this.#trust
+    if (image.trustedBy === fingerprint) return
+    const reference = parseRegistryReference(image.reference ?? '')
+    const [layer] = image.layers
+    const scope = this.#catalog
+      .scopesOf(layer?.blobCid ?? '')
+      .find((each) => each.host === reference.host && each.repository === reference.repository)
+    await this.#check({ namespaces: [], ...reference, ...scope }, image.manifestDigest, signal)
+    this.#catalog.markTrusted(image.id, fingerprint)
+  }
+
+  async #check(scope: RepositoryScope, manifestDigest: string, signal: AbortSignal): Promise<void> {
+    const name = trustName(scope)
+    // Without a policy for it nothing has to be asked.
+    if (this.#trust.decidingOn(name) === undefined) return
+    const registries = this.#registries
+    const image = {
+      name,
+      root: undefined,
+      manifestDigest: manifestDigest as Digest,
+      place: {
+        name,
+        manifest: async (reference: string) => {
+          const found = await asImageError(registries.manifest(scope, reference, signal))
+          return { ...found, mediaType: parseManifest(found.bytes, name).mediaType }
+        },
+        tags: () => registries.tags(scope, signal),
+        blobBytes: (digest: Digest, bytesMax: number) =>
+          asImageError(registries.smallBlob(scope, digest, bytesMax, signal)),
+      },
+    }
+    await this.#trust.check(image, { priority: 'foreground', signal })
+  }
+
   async #resolve(pull: Pull, scope: RepositoryScope): Promise<ImageRecord> {
     const { reference, name } = pull
     const signal = AbortSignal.timeout(LOOK_UP_MS)
     try {
       const { manifest, digest } = await this.#manifest(pull, scope, signal)
+      await this.#check(scope, digest, signal)
       checkLazy(manifest)
       const config = await this.#registries.smallBlob(
         scope,
@@ -227,6 +292,7 @@ export class RegistryImages {
       rootCid,
       manifestDigest: digest,
       seenAtMs: Date.now(),
+      trustedBy: this.#trust.fingerprint,
       layers,
     })
     if (isNew) this.#unused.add(image.id)
@@ -238,18 +304,38 @@ export class RegistryImages {
   }
 }
 
-/** Throws ImageError FAILED_PRECONDITION unless every layer has a table of contents that vouches for all of it. */
+/** An image that is good, but not to be read lazily. */
+class NotLazy extends ImageError {}
+
+/** As people name it, and policies do. */
+function trustName({ host, repository }: RegistryPlace): string {
+  return `${host}/${repository}`
+}
+
+/** Where a signature is not there, none is: the only answer of a registry that policies are told so. */
+async function asImageError<T>(work: Promise<T>): Promise<T> {
+  try {
+    return await work
+  } catch (error) {
+    if (!(error instanceof RegistryError) || error.code !== 'NOT_FOUND') throw error
+    throw new ImageError('NOT_FOUND', error.message, error.facts, error)
+  }
+}
+
+/** Throws NotLazy unless every layer has a table of contents that vouches for all of it. */
 function checkLazy({ layers }: ImageManifest): void {
-  for (const { digest, mediaType, annotations = {}, urls = [] } of layers) {
+  for (const { digest, size, mediaType, annotations = {}, urls = [] } of layers) {
     const why = isEncrypted(mediaType)
       ? 'is encrypted, which is not read lazily from registries'
       : urls.length > 0
         ? 'is kept elsewhere'
-        : vouchedTable(annotations) === undefined
-          ? 'has no table of contents that its manifest vouches for; images of ipdr push, eStargz and zstd:chunked with a tar-split have'
-          : undefined
+        : size > REGISTRY_BLOB_BYTES_MAX
+          ? `would have ${size} bytes, ${REGISTRY_BLOB_BYTES_MAX} are read lazily`
+          : vouchedTable(annotations) === undefined
+            ? 'has no table of contents that its manifest vouches for; images of ipdr push, eStargz and zstd:chunked with a tar-split have'
+            : undefined
     if (why !== undefined) {
-      throw new ImageError('FAILED_PRECONDITION', `its layer ${digest} ${why}`, { layer: digest })
+      throw new NotLazy('FAILED_PRECONDITION', `its layer ${digest} ${why}`, { layer: digest })
     }
   }
 }

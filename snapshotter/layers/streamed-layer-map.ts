@@ -8,6 +8,9 @@ const UNIT_BYTES = 4 * 1024 * 1024
 
 const STORED_BYTES = 17
 
+/** Bytes of a layer that a map is read for. 1 TiB: twenty times the store of a node. */
+const LAYER_BYTES_MAX = 1024 ** 4
+
 /**
  * The map of a layer that can only be read from front to back: tar+zstd without an index, where a frame may be the whole
  * layer. Its bytes were all kept when it was read, and none of them can be fetched alone again.
@@ -49,9 +52,13 @@ export class StreamedLayerMap implements LayerMap {
   /** The way back from `toBytes`. Throws LayerError DATA_LOSS if the bytes are no such map. */
   static fromBytes(bytes: Uint8Array): StreamedLayerMap {
     const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length)
-    if (view.length !== STORED_BYTES || view.readUInt8(0) !== layerMapKind.streamed) {
-      throw new LayerError('DATA_LOSS', `a stored layer map of ${bytes.length} bytes is damaged`)
+    if (view.length === STORED_BYTES && view.readUInt8(0) === layerMapKind.streamed) {
+      const [layerSize, blobSize] = [view.readDoubleLE(1), view.readDoubleLE(9)]
+      const isSize = (size: number): boolean =>
+        Number.isInteger(size) && size >= 0 && size <= LAYER_BYTES_MAX
+      if (isSize(layerSize) && isSize(blobSize))
+        return new StreamedLayerMap({ layerSize, blobSize })
     }
-    return new StreamedLayerMap({ layerSize: view.readDoubleLE(1), blobSize: view.readDoubleLE(9) })
+    throw new LayerError('DATA_LOSS', `a stored layer map of ${bytes.length} bytes is damaged`)
   }
 }

@@ -13,6 +13,9 @@ export const LAYERS_MAX = 1024
 /** Most entries of an index: some 60 platforms with an attestation each, and room. */
 export const INDEX_ENTRIES_MAX = 1024
 
+/** What signatures and attestations hold for layers, some under the config of an image (sigstore/cosign; in-toto; DSSE). */
+const STATEMENTS = /^application\/vnd\.(?:dev\.cosign|dev\.sigstore|in-toto|dsse)/
+
 /** One image: its config and its layers, lowest first. */
 export type ImageManifest = {
   readonly kind: 'manifest'
@@ -116,6 +119,14 @@ export function parseManifest(bytes: Uint8Array, what: string): ImageManifest | 
  */
 export function checkRunnable(manifest: ImageManifest, what: string): void {
   const { mediaType } = manifest.config
+  const statement = manifest.layers.find((layer) => STATEMENTS.test(layer.mediaType))
+  if (statement !== undefined) {
+    throw new ImageError(
+      'FAILED_PRECONDITION',
+      `${what} is not a container image: it holds ${statement.mediaType}, which says something of an image`,
+      { mediaType: statement.mediaType },
+    )
+  }
   if (mediaType === MEDIA_TYPES.ociConfig || mediaType === MEDIA_TYPES.dockerConfig) return
   throw new ImageError(
     'FAILED_PRECONDITION',

@@ -9,6 +9,11 @@ export const IMAGE_HOST = 'ipdr.internal'
 /** The tag that clients add when none is written, so it says nothing (containers' reference grammar). */
 export const DEFAULT_TAG = 'latest'
 
+/** Whether a tag names what was said of an image, and no image: signatures, attestations, lists of contents (sigstore/cosign), referrers. */
+export function isTagOfArtifact(tag: string): boolean {
+  return /^sha(?:256-[0-9a-f]{64}|512-[0-9a-f]{128})(?:\.(?:sig|att|sbom))?$/.test(tag)
+}
+
 /** Longest repository name, in characters (OCI distribution-spec and containers' reference grammar). */
 const REPOSITORY_CHARS_MAX = 255
 

@@ -1,18 +1,11 @@
-import { decode } from '@ipld/dag-pb'
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
-import { readBlock } from '../dag/read-block.ts'
 import { UnixfsFile } from '../dag/unixfs-file.ts'
-import { DAG_PB, decodeUnixfsNode } from '../dag/unixfs-node.ts'
 import { resolveUnixfsPath } from '../dag/unixfs-path.ts'
 import { ImageError } from '../errors.ts'
 import type { Digest } from '../oci/digest.ts'
-import {
-  type BlockSink,
-  type ImportedNode,
-  importBlob,
-  writeDirectory,
-} from '../publish/import-image.ts'
+import { addFilesBeside } from '../publish/add-files-beside.ts'
+import type { BlockSink } from '../publish/import-image.ts'
 import {
   decodePrefetchList,
   encodePrefetchList,
@@ -48,44 +41,14 @@ export async function readPublishedList(
 
 /**
  * Writes the image under `root` again with lists beside it, by manifest digest; those of other manifests stay. Nothing but two
- * directories and the lists is written: no manifest, no digest changes. Resolves to the new root. Rejects with ImageError
- * FAILED_PRECONDITION if the directory is one that its block alone does not show, and as BlockSource.get and the sink.
+ * directories and the lists is written: no manifest, no digest changes. Resolves to the new root. Rejects as `addFilesBeside`.
  */
 export async function addPublishedLists(
   root: CID,
   lists: ReadonlyMap<Digest, PrefetchList>,
   { blocks, sink, signal }: { blocks: BlockSource; sink: BlockSink; signal: AbortSignal },
 ): Promise<CID> {
-  const request = { priority: 'foreground', signal } as const
-  const names = await readDirectory(root, blocks, request)
-  const before = names.get(PREFETCH_DIRECTORY)
-  const files = new Map(before && (await readDirectory(before.cid, blocks, request)))
-  for (const [manifest, list] of lists) {
-    const content = (async function* () {
-      yield encodePrefetchList(list)
-    })()
-    files.set(manifest, await importBlob(content, 'kubo', sink, signal))
-  }
-  names.set(PREFETCH_DIRECTORY, await writeDirectory(files, sink, signal))
-  return (await writeDirectory(names, sink, signal)).cid
-}
-
-/** Names and links of a directory, with the sizes that only the block itself has. */
-async function readDirectory(
-  cid: CID,
-  blocks: BlockSource,
-  request: BlockRequest,
-): Promise<Map<string, ImportedNode>> {
-  const block = await readBlock(blocks, cid, request)
-  if (cid.code !== DAG_PB || decodeUnixfsNode(cid, block).kind !== 'directory') {
-    throw new ImageError(
-      'FAILED_PRECONDITION',
-      `${cid.toString()} is sharded or no directory: publish the image with ipdr push first`,
-      { cid: cid.toString() },
-    )
-  }
-  const { Links } = decode(block)
-  return new Map(
-    Links.map(({ Name, Hash, Tsize }) => [Name ?? '', { cid: Hash, size: Tsize ?? 0 }]),
-  )
+  const files = new Map([...lists].map(([manifest, list]) => [manifest, encodePrefetchList(list)]))
+  const beside = [{ directory: PREFETCH_DIRECTORY, files }]
+  return addFilesBeside(root, beside, { blocks, sink }, { priority: 'foreground', signal })
 }

@@ -169,6 +169,32 @@ export class Snapshots implements AsyncDisposable {
     }
   }
 
+  /** The active snapshots that containerd keeps for a container: their key is its ID, or ends in it (`k8s.io/12/<ID>`). */
+  keysOf(container: string): string[] {
+    return [...this.#records()]
+      .filter(
+        ({ kind, name }) =>
+          kind === 'active' && name.slice(name.lastIndexOf('/') + 1) === container,
+      )
+      .map(({ name }) => name)
+  }
+
+  /** The lazy layers that a snapshot stands on, topmost first. Throws NOT_FOUND. */
+  layersUnder(key: string): number[] {
+    const { parentId } = this.#metastore.get(key)
+    if (parentId === undefined) return []
+    return this.#metastore
+      .chain(parentId)
+      .flatMap(({ layer }) => (layer === undefined ? [] : [layer]))
+  }
+
+  /** The active snapshots that stand on a lazy layer. */
+  keysOn(layer: number): string[] {
+    return [...this.#records()]
+      .filter(({ kind, name }) => kind === 'active' && this.layersUnder(name).includes(layer))
+      .map(({ name }) => name)
+  }
+
   /** Without parents: measured now for an active snapshot, kept from the commit for a committed one. Rejects with NOT_FOUND. */
   async usage(key: string, signal: AbortSignal): Promise<Usage> {
     const record = this.#metastore.get(key)

@@ -38,6 +38,16 @@ describe('the configuration', () => {
       { registries: { credentials: { dockerConfigs: ['config.json'] } } },
       /registries\.credentials\.dockerConfigs\.0: must be an absolute path/,
     ],
+    [{ decryption: { keysDir: 'keys' } }, /decryption\.keysDir: must be an absolute path/],
+    [{ trust: { policies: [{ name: '' }] } }, /trust\.policies\.0\.name/],
+    [{ trust: { policies: [{ name: 'a' }, { name: 'a' }] } }, /two policies have the same name/],
+    [{ trust: { policies: [{ name: 'a', roots: ['x'] }] } }, /roots\.0: must be a CID/],
+    [{ trust: { policies: [{ name: 'a', images: ['*a*a*a*a*'] }] } }, /images\.0: may have four/],
+    [
+      { trust: { policies: [{ name: 'a', keys: ['/a'], signaturesMin: 2 }] } },
+      /signaturesMin: there are not that many keys/,
+    ],
+    [{ trust: { policies: [{ name: 'a', key: ['/a'] }] } }, /trust\.policies\.0: .*key/],
     [[], /top level/],
     [null, /top level/],
   ])('refuses %j and names the field', (value, problem) => {

@@ -23,6 +23,9 @@ type AgentConfig = {
   readonly mergeLayersMin?: number
   /** As in the configuration. */
   readonly registries?: object
+  readonly keysDir?: string
+  readonly containerdSocket?: string
+  readonly policies?: readonly object[]
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -75,6 +78,10 @@ export class AgentProcess implements AsyncDisposable {
         }),
         ...(config.registries && { registries: config.registries }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
+        ...(config.keysDir && { decryption: { keysDir: config.keysDir } }),
+        ...(config.policies && { trust: { policies: config.policies } }),
+        // Never the machine's own.
+        containerd: { socketPath: config.containerdSocket ?? join(scratch.run, 'none.sock') },
       }),
     )
   }

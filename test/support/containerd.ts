@@ -18,6 +18,8 @@ export type ContainerdOptions = {
   readonly snapshotter: 'overlayfs' | { readonly name: string; readonly socketPath: string }
   /** Folder of hosts.toml files; see writeHostsFile. By default an empty one. */
   readonly certsDir?: string
+  /** The specification that all pods start from; by default containerd's own. */
+  readonly baseSpecPath?: string
   /** Sets it apart from other containerds in the same scratch. */
   readonly name?: string
 }
@@ -55,11 +57,16 @@ export class Containerd implements AsyncDisposable {
     this.cgroup = this.#scratch.containersGroup
     this.#certsDir = options.certsDir ?? join(this.#scratch.dir, 'certs.d')
     for (const path of [this.root, this.#certsDir]) mkdirSync(path, { recursive: true })
-    writeFileSync(this.#configPath, this.#config(snapshotter))
+    writeFileSync(this.#configPath, this.#config(options))
     if (snapshotter !== 'overlayfs') {
       // 1.6 reports this folder's disk as the images' one; a proxy plugin has no such folder of itself.
       mkdirSync(join(this.root, `io.containerd.snapshotter.v1.${snapshotter.name}`))
     }
+  }
+
+  /** Where the containerd of this name will listen. */
+  static socketPathOf(scratch: Scratch, name = 'containerd'): string {
+    return join(scratch.run, name, 'containerd.sock')
   }
 
   /** Starts a containerd, and waits until it answers. Rejects with the end of its log if it does not. */
@@ -174,7 +181,7 @@ export class Containerd implements AsyncDisposable {
     return join(this.#scratch.dir, 'config.toml')
   }
 
-  #config(snapshotter: ContainerdOptions['snapshotter']): string {
+  #config({ snapshotter, baseSpecPath }: ContainerdOptions): string {
     const parts = [
       `root = "${this.root}"`,
       `state = "${join(this.#scratch.run, 'state')}"`,
@@ -197,6 +204,7 @@ export class Containerd implements AsyncDisposable {
           conf_dir = "${join(this.#scratch.dir, 'cni')}"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
         runtime_type = "io.containerd.runc.v2"
+        ${baseSpecPath === undefined ? '' : `base_runtime_spec = "${baseSpecPath}"`}
         [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
           Root = "${join(this.#scratch.run, 'runc')}"
       `,

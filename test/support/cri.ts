@@ -98,11 +98,11 @@ export class Cri implements Disposable {
     return (await this.#images.calls.ImageFsInfo({}, { signal: deadline() })).imageFilesystems
   }
 
-  /** Starts a pod on the host's network. */
-  async runPodSandbox(): Promise<Pod> {
+  /** Starts a pod of a Kubernetes namespace on the host's network. */
+  async runPodSandbox(namespace = 'default'): Promise<Pod> {
     const name = `pod-${this.#names++}`
     const config: PodSandboxConfig = {
-      metadata: { name, uid: `${name}-uid`, namespace: 'default', attempt: 0 },
+      metadata: { name, uid: `${name}-uid`, namespace, attempt: 0 },
       logDirectory: join(this.#logDir, name),
       linux: {
         cgroupParent: this.#containerd.cgroup,

@@ -1,18 +1,22 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
 import { CID } from 'multiformats/cid'
+import { repositoryBlocks } from '../../agent/cli/repository-blocks.ts'
 import { BlockRepository } from '../../agent/ipfs/repository.ts'
 import { listMounts, type MountEntry } from '../../snapshotter/kernel/mountinfo.ts'
+import { digestOf } from '../../snapshotter/oci/digest.ts'
 import { parseImageConfig } from '../../snapshotter/oci/image-config.ts'
 import { layerChainIds } from '../../snapshotter/oci/layer-chain-id.ts'
 import { IMAGE_HOST } from '../../snapshotter/oci/reference.ts'
+import { addFilesBeside } from '../../snapshotter/publish/add-files-beside.ts'
 import { AgentProcess } from './agent.ts'
 import { Containerd, writeHostsFile } from './containerd.ts'
 import { Cri } from './cri.ts'
+import { debianPath } from './debian-programs.ts'
 import type { OciLayout } from './images/oci-layout.ts'
 import { importAsIs } from './import-as-is.ts'
 import type { MemoryBlocks } from './memory-blocks.ts'
@@ -29,12 +33,13 @@ const RETRY_DEADLINE_MS = 30_000
 export class Publisher implements AsyncDisposable {
   /** What agents put in `ipfs.gateways`. */
   readonly gatewayUrl: string
-  readonly #repository: string
+  /** Its folder. */
+  readonly repository: string
   readonly #stop: () => Promise<void>
 
   private constructor(gatewayUrl: string, repository: string, stop: () => Promise<void>) {
     this.gatewayUrl = gatewayUrl
-    this.#repository = repository
+    this.repository = repository
     this.#stop = stop
   }
 
@@ -64,7 +69,7 @@ export class Publisher implements AsyncDisposable {
 
   /** Runs `ipdr push` on the layout and gives back the root CID. */
   async push({ dir, tag: name }: Pick<OciLayout, 'dir' | 'tag'>, tag?: string): Promise<string> {
-    const places = ['--repository', this.#repository]
+    const places = ['--repository', this.repository]
     const named = tag === undefined ? [] : ['--tag', tag]
     const words = ['push', `oci:${dir}:${name}`, ...places, ...named, '--output', 'json']
     return (JSON.parse(await runCommand(IPDR, words)) as { root: string }).root
@@ -72,18 +77,38 @@ export class Publisher implements AsyncDisposable {
 
   /** Publishes the layout as publishers before ours do, see `importAsIs`. Gives back the root CID. */
   importAsIs(layout: OciLayout): Promise<string> {
-    return importAsIs(layout, this.#repository)
+    return importAsIs(layout, this.repository)
   }
 
   /** Runs `ipdr index` on an image in the repository and gives back its new root CID. */
   async index(root: string): Promise<string> {
-    const words = ['index', root, '--repository', this.#repository, '--output', 'json']
+    const words = ['index', root, '--repository', this.repository, '--output', 'json']
     return (JSON.parse(await runCommand(IPDR, words)) as { root: string }).root
+  }
+
+  /** Puts manifests, by their tags, and blobs beside an image as they are, and gives back its new root CID. */
+  async addBeside(
+    root: string,
+    {
+      manifests,
+      blobs,
+    }: { manifests: ReadonlyMap<string, Uint8Array>; blobs: readonly Uint8Array[] },
+  ): Promise<string> {
+    await using repository = await BlockRepository.open(this.repository)
+    const parts = { blocks: repositoryBlocks(repository), sink: repository }
+    const beside = [
+      { directory: 'manifests', files: manifests },
+      { directory: 'blobs', files: new Map(blobs.map((blob) => [digestOf(blob), blob])) },
+    ]
+    const request = { priority: 'foreground', signal: AbortSignal.timeout(60_000) } as const
+    const cid = await addFilesBeside(CID.parse(root), beside, parts, request)
+    await repository.addRoot(cid, 'test')
+    return cid.toString()
   }
 
   /** Offers blocks that were made elsewhere. */
   async offer({ blocks }: MemoryBlocks): Promise<void> {
-    await using repository = await BlockRepository.open(this.#repository)
+    await using repository = await BlockRepository.open(this.repository)
     for (const [cid, block] of blocks) await repository.put(CID.parse(cid), block)
   }
 
@@ -101,6 +126,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly imageService?: boolean
   /** Credentials for registries beside what the image service learns, as in the configuration. */
   readonly credentials?: object
+  /** Whether the runtime asks the agent before it starts a container. */
+  readonly authorizes?: boolean
 }
 
 /** A node as we ship it: agent and containerd, a kubelet's view of them, and a publisher on the same loopback. */
@@ -124,24 +151,41 @@ export class LazyNode implements AsyncDisposable {
 
   /** Starts all of it. `name` shows up in its paths. */
   static async start(name: string, options: LazyNodeOptions = {}): Promise<LazyNode> {
-    const { publisher: shared, hosts = {}, imageService = false, credentials, ...config } = options
+    const {
+      publisher: shared,
+      hosts = {},
+      authorizes = false,
+      imageService = false,
+      credentials,
+      ...config
+    } = options
     await using opened = new AsyncDisposableStack()
     const scratch = opened.use(Scratch.open(name))
     const publisher = shared ?? opened.use(await Publisher.start(scratch))
     const gateways = [publisher.gatewayUrl]
-    const containerdSocketPath = join(scratch.run, 'containerd/containerd.sock')
+    const containerdSocket = Containerd.socketPathOf(scratch)
     const registries = imageService && {
-      registries: { credentials: { imageService: { containerdSocketPath }, ...credentials } },
+      registries: {
+        credentials: { imageService: {}, ...credentials },
+      },
     }
     const agent = opened.use(
-      await AgentProcess.start(scratch, { gateways, ...config, ...registries }),
+      await AgentProcess.start(scratch, { gateways, containerdSocket, ...config, ...registries }),
     )
     const certsDir = join(scratch.dir, 'certs.d')
     for (const [host, url] of Object.entries({ [IMAGE_HOST]: agent.registryUrl, ...hosts })) {
       writeHostsFile(certsDir, host, url)
     }
     const snapshotter = { name: 'ipdr', socketPath: agent.snapshotterSocket }
-    const containerd = opened.use(await Containerd.start({ scratch, snapshotter, certsDir }))
+    const baseSpecPath = authorizes ? await writeBaseSpec(scratch, agent.runDir) : undefined
+    const containerd = opened.use(
+      await Containerd.start({
+        scratch,
+        snapshotter,
+        certsDir,
+        ...(baseSpecPath !== undefined && { baseSpecPath }),
+      }),
+    )
     const cri = opened.use(
       await (imageService
         ? Cri.connect(containerd, agent.imageServiceSocket)
@@ -197,9 +241,10 @@ export class LazyNode implements AsyncDisposable {
   async startContainer(
     image: string,
     command?: readonly string[],
+    namespace?: string,
   ): Promise<RunningContainer & AsyncDisposable> {
     const { cri } = this
-    const pod = await cri.runPodSandbox()
+    const pod = await cri.runPodSandbox(namespace)
     const id = await cri.createContainer(pod, image, command)
     await cri.startContainer(id)
     return { id, [Symbol.asyncDispose]: () => cri.removePodSandbox(pod) }
@@ -208,6 +253,16 @@ export class LazyNode implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#opened.disposeAsync()
   }
+}
+
+/** Adds the hook to containerd's specification as our manual says. */
+async function writeBaseSpec(scratch: Scratch, runDir: string): Promise<string> {
+  const path = join(scratch.dir, 'base-spec.json')
+  const env = { PATH: debianPath }
+  const spec = await runCommand('ctr', ['oci', 'spec'], { env })
+  const words = ['runtime-spec', '--run-dir', runDir]
+  writeFileSync(path, await runCommand(IPDR, words, { input: spec }))
+  return path
 }
 
 /** A mount as ctr prints it: Go's names. */

@@ -42,14 +42,13 @@ export const exportCommand: Command = defineCommand({
     ['ipdr export <cid> --gateway http://10.0.0.7:8080 > app.car', 'one that a gateway has'],
   ],
   seeAlso: ['ipdr import', 'ipdr push', 'ipdr inspect'],
-  async run({ image, to, repository, gateway, peer }, { output, progress, signal }) {
+  async run({ image, to, ...places }, { output, progress, signal }) {
     const { root } = imageReference(image)
     if (to === undefined && process.stdout.isTTY) {
       const next = 'Name a file with --to, or send standard output to one.'
       throw new CommandFailure(EXIT_CODES.usage, 'a CAR is not written to a terminal', next)
     }
     await using opened = new AsyncDisposableStack()
-    const places = { repository, gateways: gateway, peers: peer }
     const blocks = await openInspectionBlocks(places, opened)
     const { imageOutline } = await import('../../../snapshotter/image-outline.ts')
     const { isLinked } = await imageOutline(root, { blocks, signal })

@@ -1,19 +1,14 @@
-import { mkdir } from 'node:fs/promises'
 import type { IndexedImage, IndexedLayer, LayerIndexing } from '../../../snapshotter/index-image.ts'
 import { DEFAULT_TAG, IMAGE_HOST } from '../../../snapshotter/oci/reference.ts'
-import type { BlockRepository } from '../../ipfs/repository.ts'
 import type { Agent } from '../agent-connection.ts'
 import { type Command, defineCommand } from '../command.ts'
-import { imageReference } from '../image-argument.ts'
+import { IMAGE_ARGUMENT, imageReference } from '../image-argument.ts'
 import { openInspectionBlocks } from '../inspection-blocks.ts'
 import type { Output } from '../output.ts'
 import { PLACES_OPTIONS } from '../places-options.ts'
+import { openPublishingSink } from '../publishing-sink.ts'
 import { count, formatBytes, formatMs, formatRate } from '../quantity.ts'
-import {
-  openExistingRepository,
-  REPOSITORY_OPTION,
-  repositoryDirectory,
-} from '../repository-option.ts'
+import { REPOSITORY_OPTION } from '../repository-option.ts'
 import { shortDigest } from '../short-digest.ts'
 import { fields, table } from '../table.ts'
 
@@ -31,11 +26,7 @@ export const indexLayers: Command = defineCommand({
     'With --from-agent the agent on this node is asked first: what it has read whole and checked, it does not have to read again. zstd layers of other publishers cannot be indexed: push such an image again.',
   ],
   args: {
-    image: {
-      type: 'string',
-      demandOption: true,
-      describe: 'A CID, or ipdr.internal/<cid>[:tag|@digest]',
-    },
+    image: IMAGE_ARGUMENT,
   },
   options: {
     repository: REPOSITORY_OPTION,
@@ -52,12 +43,11 @@ export const indexLayers: Command = defineCommand({
     ['image=$(ipdr index -q <cid>)', 'the new reference, in a script'],
   ],
   seeAlso: ['ipdr push', 'ipdr serve', 'ipdr inspect'],
-  async run({ image, repository, gateway, peer, 'from-agent': fromAgent }, session) {
+  async run({ image, 'from-agent': fromAgent, ...places }, session) {
     const { output, progress, agentSocket, signal } = session
     const reference = imageReference(image)
     await using opened = new AsyncDisposableStack()
-    const sink = opened.use(await openSink(repository, gateway.length + peer.length > 0))
-    const places = { repository, gateways: gateway, peers: peer }
+    const sink = opened.use(await openPublishingSink(places))
     const blocks = await openInspectionBlocks(places, opened)
     const agent = fromAgent ? opened.use(await connectTo(agentSocket)) : undefined
     const { indexImage } = await import('../../../snapshotter/index-image.ts')
@@ -83,15 +73,6 @@ export const indexLayers: Command = defineCommand({
     })
   },
 })
-
-/** The repository for the new blocks: made where the image comes from elsewhere, else it must hold the image already. */
-async function openSink(given: string | undefined, isRemote: boolean): Promise<BlockRepository> {
-  if (!isRemote) return openExistingRepository(given)
-  const { BlockRepository } = await import('../../ipfs/repository.ts')
-  const directory = repositoryDirectory(given)
-  await mkdir(directory, { recursive: true, mode: 0o755 })
-  return BlockRepository.open(directory)
-}
 
 async function connectTo(socketPath: string): Promise<Agent> {
   const { connectAgent } = await import('../agent-connection.ts')

@@ -8,7 +8,7 @@ import type {
 import { type Command, defineCommand } from '../command.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
 import { CommandFailure } from '../failure.ts'
-import { imageReference } from '../image-argument.ts'
+import { IMAGE_ARGUMENT, imageReference } from '../image-argument.ts'
 import { openInspectionBlocks } from '../inspection-blocks.ts'
 import type { Output } from '../output.ts'
 import { PLACES_OPTIONS } from '../places-options.ts'
@@ -30,11 +30,7 @@ export const inspect: Command = defineCommand({
     'Blocks come from your own repository, else from the gateways and peers that you name.',
   ],
   args: {
-    image: {
-      type: 'string',
-      demandOption: true,
-      describe: 'A CID, or ipdr.internal/<cid>[:tag|@digest]',
-    },
+    image: IMAGE_ARGUMENT,
   },
   options: {
     repository: REPOSITORY_OPTION,
@@ -53,13 +49,12 @@ export const inspect: Command = defineCommand({
     ["ipdr inspect <cid> -o json | jq '.manifests[].layers[].lazy'", 'how its layers can be read'],
   ],
   seeAlso: ['ipdr push', 'ipdr pull', 'ipdr waited'],
-  async run({ image, repository, gateway, peer, timeout }, { output, signal }) {
+  async run({ image, timeout, ...places }, { output, signal }) {
     const reference = imageReference(image)
     if (!(timeout > 0)) {
       throw new CommandFailure(EXIT_CODES.usage, '--timeout must be a number of seconds above 0')
     }
     await using opened = new AsyncDisposableStack()
-    const places = { repository, gateways: gateway, peers: peer }
     const blocks = await openInspectionBlocks(places, opened)
     const { inspectImage } = await import('../../../snapshotter/inspect.ts')
     const found = await inspectImage(reference, {

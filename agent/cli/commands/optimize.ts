@@ -9,9 +9,9 @@ import type { FetchedBlocks } from '../complete-dag.ts'
 import type { RunEnd } from '../container-run.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
 import { CommandFailure } from '../failure.ts'
-import { imageReference } from '../image-argument.ts'
+import { IMAGE_ARGUMENT, imageReference } from '../image-argument.ts'
 import { openInspectionBlocks } from '../inspection-blocks.ts'
-import { PLACES_OPTIONS } from '../places-options.ts'
+import { PLACES_OPTIONS, type Places } from '../places-options.ts'
 import { count, formatBytes, formatMs } from '../quantity.ts'
 import { REPOSITORY_OPTION, repositoryDirectory } from '../repository-option.ts'
 import type { Session } from '../session.ts'
@@ -31,11 +31,7 @@ export const optimize: Command = defineCommand({
     'What the page cache has is not seen to be read: if layers of the image are in use on this node, the agent drops the page cache of the machine, but what a running container has mapped stays unseen. Run it where the image does not run. The list survives a new build of the image: ipdr push --optimize takes it over.',
   ],
   args: {
-    image: {
-      type: 'string',
-      demandOption: true,
-      describe: 'A CID, or ipdr.internal/<cid>[:tag|@digest]',
-    },
+    image: IMAGE_ARGUMENT,
     command: { type: 'string', array: true, describe: 'After --: what to run, and its arguments' },
   },
   options: {
@@ -250,17 +246,11 @@ class Recorder implements Disposable {
   }
 }
 
-type PublishValues = {
-  readonly repository: string | undefined
-  readonly gateway: readonly string[]
-  readonly peer: readonly string[]
-}
-
 /** Writes the image's directory again with the list in it, and fetches what the repository lacks of the image. */
 async function publishList(
   { root, selector }: ImageReference,
   { list: bytes, manifestDigest }: FinishRecordingResponse__Output,
-  { repository: given, gateway: gateways, peer: peers }: PublishValues,
+  places: Places,
   { progress, signal }: Session,
 ): Promise<{ root: CID; fetched: FetchedBlocks }> {
   const { addPublishedLists, decodePrefetchList } = await import('../../../snapshotter/optimize.ts')
@@ -269,11 +259,11 @@ async function publishList(
   if (!isDigest(manifestDigest)) {
     throw new CommandFailure(EXIT_CODES.badData, `the agent names the manifest '${manifestDigest}'`)
   }
-  const directory = repositoryDirectory(given)
+  const directory = repositoryDirectory(places.repository)
   await mkdir(directory, { recursive: true, mode: 0o755 })
   await using repository = await BlockRepository.open(directory)
   await using opened = new AsyncDisposableStack()
-  const blocks = await openInspectionBlocks({ repository: directory, gateways, peers }, opened)
+  const blocks = await openInspectionBlocks({ ...places, repository: directory }, opened)
   const lists = new Map([[manifestDigest, decodePrefetchList(bytes)]])
   const optimized = await addPublishedLists(root, lists, { blocks, sink: repository, signal })
   const fetched = await completeDag(optimized, repository, {

@@ -2,7 +2,7 @@ import type { PullProgress__Output } from '../../../proto/types/ipdr/v1/PullProg
 import { type Command, defineCommand } from '../command.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
 import { CommandFailure } from '../failure.ts'
-import { imageReference } from '../image-argument.ts'
+import { IMAGE_ARGUMENT, imageReference } from '../image-argument.ts'
 import { count, formatBytes, formatMs, formatRate } from '../quantity.ts'
 import { shortDigest } from '../short-digest.ts'
 
@@ -16,11 +16,7 @@ export const pull: Command = defineCommand({
     'It does not tell containerd about the image: crictl pull, ctr image pull or the kubelet do, and find it prepared.',
   ],
   args: {
-    image: {
-      type: 'string',
-      demandOption: true,
-      describe: 'A CID, or ipdr.internal/<cid>[:tag|@digest]',
-    },
+    image: IMAGE_ARGUMENT,
   },
   options: {
     all: { type: 'boolean', default: false, describe: 'Fetch every byte of every layer' },

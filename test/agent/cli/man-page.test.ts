@@ -15,7 +15,7 @@ test('every command and option is in it, in ASCII, and no line of text is taken 
   const page = manPage()
   expect(page).not.toMatch(/[^\n -~]/)
   for (const { name, options } of COMMANDS) {
-    expect(page).toContain(`.SS ipdr ${name}`)
+    expect(page).toContain(`.SS ipdr ${name.replaceAll('-', '\\-')}`)
     for (const option of Object.keys(options)) {
       expect(page).toContain(`\\-\\-${option.replaceAll('-', '\\-')}`)
     }

@@ -107,6 +107,13 @@ test('what is kept of it finds it again, and is refused if it is damaged', () =>
   }
 })
 
+test('one beyond a TiB is refused before anything is made for it', () => {
+  const huge = { ...name, size: 2 ** 50 }
+  expect(() => new RegistryBlob(huge, async () => new Uint8Array())).toThrow(
+    'has 1125899906842624 bytes, 1099511627776 are read',
+  )
+})
+
 test('its CID is made of its digest, and bytes outside of it are not asked for', () => {
   const { blob, asked } = blobOf()
   expect(blob.cid.equals(blobCid(name.digest))).toBe(true)

@@ -4,6 +4,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { decryptJwe, encryptJwe } from '../../../snapshotter/encryption/jwe.ts'
+import { encryptionAnnotations } from '../../../snapshotter/encryption/layer-encryption.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { makeTar } from '../../support/make-tar.ts'
@@ -133,6 +134,25 @@ test('without a key an image is refused with the kinds of its recipients, before
   expect(blocks.asked.slice(askedBefore)).toEqual(blocks.asked.slice(0, askedBefore))
 })
 
+test.each(formats)(
+  "layers that were given each other's keys are refused: %s",
+  async (_, layerOf) => {
+    const blocks = new MemoryBlocks()
+    const one = await encryptedLayer(await layerOf(), [key])
+    const other = await encryptedLayer(plainLayer(makeTar({ name: 'other' })), [key])
+    const swapped = [
+      { ...one, annotations: { ...one.annotations, ...keysOf(other) } },
+      { ...other, annotations: { ...other.annotations, ...keysOf(one) } },
+    ]
+    const image = await publishImage(blocks, swapped)
+    const node = await openNode(blocks, [key])
+    const failure = await failureOf(() => node.pull(image))
+    expect(failure).toMatchObject({ name: 'LayerError' })
+    expect(node.snapshotter.mounts()).toEqual([])
+  },
+  deadlineMs,
+)
+
 test(
   'after a restart the key is asked for again when bytes are missing, and was written down nowhere',
   async () => {
@@ -212,6 +232,7 @@ describe('an image that claims the diff ID of an encrypted layer that is here', 
       await node.pull(image)
       const failure = await failureOf(() => node.serve(thief))
       expect(failure.code).toMatch(/^(PERMISSION_DENIED|DATA_LOSS)$/)
+      expect(node.snapshotter.images()).toHaveLength(1)
       expect((await readSecret(node, image)).equals(secret)).toBe(true)
     },
     deadlineMs,
@@ -236,6 +257,55 @@ describe('an image that claims the diff ID of an encrypted layer that is here', 
     },
     deadlineMs,
   )
+})
+
+describe('a container on an encrypted layer', () => {
+  /** A node where team-a alone has the key, and the container `c1` of the image, whoever started it. */
+  async function withContainer(): Promise<{ node: LazyNode; blocks: MemoryBlocks }> {
+    const blocks = new MemoryBlocks()
+    const layers = [
+      plainLayer(makeTar({ name: 'base' })),
+      await encryptedLayer(plainLayer(tar), [key]),
+    ]
+    const image = await publishImage(blocks, layers)
+    const node = await openNode(blocks, [key])
+    node.namespaceKeys.set('team-a', [key]).set('team-b', [stranger])
+    await node.pull(image)
+    const snapshot = { key: 'k8s.io/7/c1', parent: image.chainIds.at(-1), labels: new Map() }
+    await node.snapshotter.snapshots.prepare(snapshot, AbortSignal.timeout(10_000))
+    return { node, blocks }
+  }
+
+  test('may be started by pods of a namespace that has a key for it, and of no other, though its bytes are here', async () => {
+    const { node } = await withContainer()
+    await node.snapshotter.authorize('c1', 'team-a')
+    for (const namespace of ['team-b', 'team-c']) {
+      const failure = await failureOf(() => node.snapshotter.authorize('c1', namespace))
+      expect(failure).toMatchObject({ code: 'PERMISSION_DENIED' })
+      expect(failure.message).toMatch(`pods of namespace ${namespace} may not see layer sha256:`)
+    }
+    node.namespaceKeys.delete('team-a')
+    const failure = await failureOf(() => node.snapshotter.authorize('c1', 'team-a'))
+    expect(failure).toMatchObject({ code: 'PERMISSION_DENIED' })
+  })
+
+  test('may be started by all once the same layer was published in plain text and checked', async () => {
+    const { node, blocks } = await withContainer()
+    await node.pull(
+      await publishImage(blocks, [plainLayer(makeTar({ name: 'base' })), plainLayer(tar)]),
+    )
+    await expect(node.snapshotter.authorize('c1', 'team-b')).resolves.toBeUndefined()
+  })
+
+  test('of another image, or with no snapshot here, needs no key', async () => {
+    const { node, blocks } = await withContainer()
+    const image = await publishImage(blocks, [plainLayer(makeTar({ name: 'base' }))])
+    await node.pull(image)
+    const snapshot = { key: 'k8s.io/8/c2', parent: image.chainIds.at(-1), labels: new Map() }
+    await node.snapshotter.snapshots.prepare(snapshot, AbortSignal.timeout(10_000))
+    await expect(node.snapshotter.authorize('c2', 'team-b')).resolves.toBeUndefined()
+    await expect(node.snapshotter.authorize('c3', 'team-b')).resolves.toBeUndefined()
+  })
 })
 
 test(
@@ -312,6 +382,10 @@ test(
   },
   deadlineMs,
 )
+
+function keysOf({ annotations = {} }: TestLayer): Record<string, string> {
+  return encryptionAnnotations(annotations)
+}
 
 /** The layer with its key wrapped for `to` instead of `from`. */
 async function rewrapped(layer: TestLayer, from: KeyObject, to: KeyObject): Promise<TestLayer> {

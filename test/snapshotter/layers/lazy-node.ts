@@ -7,6 +7,7 @@ import { mountLayerFiles } from '../../../snapshotter/fuse-connection.ts'
 import type { ImageRegistries } from '../../../snapshotter/image-registries.ts'
 import type { Mount } from '../../../snapshotter/snapshots/mounts.ts'
 import { Snapshotter } from '../../../snapshotter/snapshotter.ts'
+import { TrustPolicies, type TrustPolicy } from '../../../snapshotter/trust.ts'
 import { listeningLog } from '../../support/fuse-mount.ts'
 import { mountAll } from '../../support/mount-all.ts'
 import { Scratch } from '../../support/scratch.ts'
@@ -34,6 +35,10 @@ export class LazyNode implements AsyncDisposable {
   /** Private keys that open layers; whoever changes it sees the change at the next read. */
   readonly keys: KeyObject[]
   readonly #registries: ImageRegistries | undefined
+  /** Private keys that pods of a namespace may use. */
+  readonly namespaceKeys: Map<string, readonly KeyObject[]> = new Map()
+  /** Which images may run; who changes it starts the node again. */
+  policies: readonly TrustPolicy[] = []
   readonly #fuse: { fd: number; dir: string } | undefined
   #snapshotter: Snapshotter | undefined
   #mounted = 0
@@ -86,8 +91,10 @@ export class LazyNode implements AsyncDisposable {
         blocks,
         ...(this.#registries && { registries: this.#registries }),
         keys: {
-          unwrap: (wrapped, layer) => new PrivateKeys(this.keys).unwrap(wrapped, layer),
+          all: { unwrap: (wrapped, layer) => new PrivateKeys(this.keys).unwrap(wrapped, layer) },
+          of: (namespace) => new PrivateKeys(this.namespaceKeys.get(namespace) ?? []),
         },
+        trust: new TrustPolicies(this.policies, { onRefused: () => {} }),
         log: this.log,
         metrics: {
           readWaited: () => {},

@@ -1,12 +1,13 @@
 #!/bin/sh
-# Unpacks erofs-utils 1.8 of Debian trixie, with the C library it needs, into the folder given; installs nothing.
-# Why: fsck.erofs of bookworm (1.5) refuses blocks of 512 bytes. The mirror is the one this machine's apt uses.
+# Unpacks packages of Debian trixie, with the C library they need, into the folder given; installs nothing.
+# The mirror is the one this machine's apt uses.
 set -eu
 
-folder=${1:?usage: install-erofs-utils.sh FOLDER}
+folder=${1:?usage: unpack-trixie.sh FOLDER PACKAGE...}
+shift
 suite=trixie
 
-[ -e "$folder/complete" ] && exit 0
+[ "$(cat "$folder/complete" 2>/dev/null)" != "$*" ] || exit 0
 rm -rf "$folder"
 mkdir -p "$folder/apt/lists/partial" "$folder/apt/archives/partial" "$folder/root"
 folder=$(cd "$folder" && pwd)
@@ -37,9 +38,9 @@ CONF
 export APT_CONFIG="$folder/apt/apt.conf"
 apt-get -qq update
 # With an empty dpkg status every dependency counts as missing, so the libraries come along.
-apt-get -qq --yes --download-only install erofs-utils
+apt-get -qq --yes --download-only install "$@"
 for package in "$folder"/apt/archives/*.deb; do
   dpkg-deb -x "$package" "$folder/root"
 done
 rm -rf "$folder/apt"
-touch "$folder/complete"
+echo "$*" > "$folder/complete"

@@ -4,28 +4,35 @@ import type { BlockRequest, BlockSource } from '../block-source.ts'
 import { readBlock } from '../dag/read-block.ts'
 import { DAG_PB, decodeUnixfsNode } from '../dag/unixfs-node.ts'
 import { ImageError } from '../errors.ts'
-import type { Digest } from '../oci/digest.ts'
-import { SIDE_INDEXES_DIRECTORY } from '../toc/side-index.ts'
 import { type BlockSink, type ImportedNode, importBlob, writeDirectory } from './import-image.ts'
 
+/** Files to write beside what an image has: in one of its directories, and under which names. */
+export type FilesBeside = {
+  readonly directory: string
+  readonly files: ReadonlyMap<string, Uint8Array>
+}
+
 /**
- * Writes an image directory like the one at `root`, with these side indexes beside what it has: its other names lead to the same
- * CIDs, and none of their blocks is read or written. Resolves to the new root. Rejects with ImageError UNIMPLEMENTED for a
- * directory in shards, and as BlockSource.get and the sink.
+ * Writes an image directory like the one at `root`, with these files in directories of it, which are made if they are not there:
+ * its other names, and other files in there, lead to the same CIDs, and none of their blocks is read or written. Resolves to the
+ * new root. Rejects with ImageError UNIMPLEMENTED for a directory in shards or a file, and as BlockSource.get and the sink.
  */
-export async function addSideIndexes(
+export async function addFilesBeside(
   root: CID,
-  indexes: ReadonlyMap<Digest, Uint8Array>,
+  beside: readonly FilesBeside[],
   { blocks, sink }: { readonly blocks: BlockSource; readonly sink: BlockSink },
   request: BlockRequest,
 ): Promise<CID> {
   const image = await readDirectory(root, blocks, request)
-  const before = image.get(SIDE_INDEXES_DIRECTORY)
-  const files = before === undefined ? new Map() : await readDirectory(before.cid, blocks, request)
-  for (const [digest, bytes] of indexes) {
-    files.set(digest, await importBlob(once(bytes), 'kubo', sink, request.signal))
+  for (const { directory, files } of beside) {
+    const before = image.get(directory)
+    const names =
+      before === undefined ? new Map() : await readDirectory(before.cid, blocks, request)
+    for (const [name, bytes] of files) {
+      names.set(name, await importBlob(once(bytes), 'kubo', sink, request.signal))
+    }
+    image.set(directory, await writeDirectory(names, sink, request.signal))
   }
-  image.set(SIDE_INDEXES_DIRECTORY, await writeDirectory(files, sink, request.signal))
   return (await writeDirectory(image, sink, request.signal)).cid
 }
 

@@ -1,0 +1,104 @@
+import { readdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { KeyError } from '../../snapshotter/encryption/key-file.ts'
+import type { KeyRing } from '../../snapshotter/encryption/key-ring.ts'
+import type { KeyUnwrapper } from '../../snapshotter/encryption/key-unwrapper.ts'
+import { CodedError } from '../../snapshotter/errors.ts'
+import type { Log } from '../../snapshotter/log.ts'
+import { KeyDirectory } from './key-directory.ts'
+
+/** A Kubernetes namespace: a DNS label (RFC 1123). */
+const NAMESPACE = /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/
+
+/** Namespaces that may have keys of their own. 256: twice the pods that Kubernetes puts on a node unless told otherwise. */
+const NAMESPACES_MAX = 256
+
+/**
+ * The keys in a directory: those directly in it for every pod of the node, those in a sub-directory for pods of the
+ * namespace with its name. Key providers are asked for every pod. All is looked at anew whenever a key is asked for.
+ */
+export class NodeKeys implements KeyRing {
+  readonly all: KeyUnwrapper
+  readonly #dir: string | undefined
+  readonly #log: Pick<Log, 'warn'>
+  readonly #providers: readonly KeyUnwrapper[]
+  readonly #directories = new Map<string, KeyDirectory>()
+
+  constructor(
+    { keysDir }: { readonly keysDir?: string | undefined },
+    {
+      providers,
+      log,
+    }: { readonly providers: readonly KeyUnwrapper[]; readonly log: Pick<Log, 'warn'> },
+  ) {
+    this.#dir = keysDir
+    this.#log = log
+    this.#providers = providers
+    this.all = {
+      unwrap: async (...asked) =>
+        firstThatOpens([...this.#shared(), ...(await this.#scoped())], asked),
+    }
+  }
+
+  of(namespace: string): KeyUnwrapper {
+    return {
+      unwrap: async (...asked) => {
+        const own = (await this.#namespaces()).includes(namespace)
+          ? [this.#directory(namespace)]
+          : []
+        return firstThatOpens([...own, ...this.#shared()], asked)
+      },
+    }
+  }
+
+  #shared(): KeyUnwrapper[] {
+    return this.#dir === undefined
+      ? [...this.#providers]
+      : [this.#directory('.'), ...this.#providers]
+  }
+
+  async #scoped(): Promise<KeyUnwrapper[]> {
+    return (await this.#namespaces()).map((namespace) => this.#directory(namespace))
+  }
+
+  async #namespaces(): Promise<string[]> {
+    if (this.#dir === undefined) return []
+    const entries = await readdir(this.#dir, { withFileTypes: true }).catch(() => [])
+    const names = entries
+      .filter((entry) => entry.isDirectory() && NAMESPACE.test(entry.name))
+      .map(({ name }) => name)
+    if (names.length <= NAMESPACES_MAX) return names
+    throw new KeyError(
+      'RESOURCE_EXHAUSTED',
+      `${this.#dir} has keys for ${names.length} namespaces, ${NAMESPACES_MAX} may have some`,
+      { dir: this.#dir },
+    )
+  }
+
+  #directory(name: string): KeyDirectory {
+    const known = this.#directories.get(name)
+    if (known !== undefined) return known
+    const directory = new KeyDirectory(join(this.#dir ?? '', name), { log: this.#log })
+    this.#directories.set(name, directory)
+    return directory
+  }
+}
+
+/** What the first of them opens. If none does, rejects with the first reason why one could not be asked. */
+async function firstThatOpens(
+  unwrappers: readonly KeyUnwrapper[],
+  asked: Parameters<KeyUnwrapper['unwrap']>,
+): Promise<Uint8Array | undefined> {
+  let failure: CodedError | undefined
+  for (const unwrapper of unwrappers) {
+    try {
+      const opened = await unwrapper.unwrap(...asked)
+      if (opened !== undefined) return opened
+    } catch (error) {
+      if (!(error instanceof CodedError)) throw error
+      failure ??= error
+    }
+  }
+  if (failure !== undefined) throw failure
+  return undefined
+}

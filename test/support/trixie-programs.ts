@@ -1,0 +1,35 @@
+import { execFileSync } from 'node:child_process'
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+
+const build = join(import.meta.dirname, '../../build')
+
+/** Programs of Debian trixie, unpacked below build/ with the C library that they need. */
+export class TrixiePrograms {
+  readonly #root: string
+
+  private constructor(root: string) {
+    this.#root = root
+  }
+
+  /** Of these packages, in build/`name`. The first call of a name unpacks them; it needs apt and the network for that. */
+  static unpack(name: string, ...packages: readonly string[]): TrixiePrograms {
+    const folder = join(build, name)
+    mkdirSync(build, { recursive: true })
+    // Test files run side by side: one of them unpacks, the others wait for it.
+    execFileSync(
+      'flock',
+      [`${folder}.lock`, join(import.meta.dirname, 'unpack-trixie.sh'), folder, ...packages],
+      { stdio: ['ignore', 'inherit', 'pipe'] },
+    )
+    return new TrixiePrograms(join(folder, 'root'))
+  }
+
+  /** The words of a command line that run the program at `path`, such as usr/bin/skopeo. */
+  command(path: string): [file: string, ...args: string[]] {
+    const isArm = process.arch === 'arm64'
+    const libraries = join(this.#root, 'usr/lib', `${isArm ? 'aarch64' : 'x86_64'}-linux-gnu`)
+    const loader = join(libraries, isArm ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2')
+    return [loader, '--library-path', libraries, join(this.#root, path)]
+  }
+}
