@@ -41,8 +41,8 @@ beforeAll(async () => {
   const auth = { kind: 'token', server: tokens, push } as const
   registry = opened.use(await startOciRegistry(scratch, { auth }))
   const pushed = async (name: string, layers: readonly TestLayer[]): Promise<Image> => {
-    const env = { Env: ['PATH=/bin'] }
-    const layout = layoutOfBlobs(join(scratch.dir, name), layers, env)
+    const process = { Env: ['PATH=/bin'] }
+    const layout = layoutOfBlobs(join(scratch.dir, name), layers, { process })
     return { name: await registry.push(layout, `team/${name}`), layout }
   }
   images = {

@@ -1,12 +1,21 @@
+import { generateKeyPairSync } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
 import { AgentRegistries } from '../../../agent/registries/agent-registries.ts'
 import { RegistryLogin } from '../../../agent/registries/registry-login.ts'
-import { digestOf } from '../../../snapshotter/oci/digest.ts'
+import { type Digest, digestOf } from '../../../snapshotter/oci/digest.ts'
 import { layerChainIds } from '../../../snapshotter/oci/layer-chain-id.ts'
 import type { Prepared } from '../../../snapshotter/snapshots/snapshots.ts'
+import { signMessage } from '../../../snapshotter/trust/signing-key.ts'
+import {
+  PAYLOAD_MEDIA_TYPE,
+  payloadBytes,
+  SIGNATURE_ANNOTATION,
+  signatureTag,
+} from '../../../snapshotter/trust/simple-signing.ts'
+import type { TrustPolicy } from '../../../snapshotter/trust.ts'
 import { compareTrees } from '../../support/compare-trees.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { layoutOfBlobs } from '../../support/images/layout-of-blobs.ts'
@@ -398,5 +407,74 @@ describe('another image', () => {
     expect(honest.chainIds).toEqual(lie.chainIds)
     // The chain ID is known, but nothing of that layer was checked: containerd must download the registry's own.
     expect(await pull(node, honest)).toEqual(['active'])
+  })
+})
+
+describe('a policy', () => {
+  const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+  const layer = estargzLayer(treeTar(8))
+  const policyFor = (images: string): TrustPolicy => ({
+    name: 'signed',
+    images: [images],
+    roots: [],
+    signers: [{ name: 'publisher', key: publicKey }],
+    signaturesMin: 1,
+  })
+
+  async function nodeWith(policy: TrustPolicy): Promise<Node> {
+    const node = await openNode()
+    node.policies = [policy]
+    await node.stop()
+    await node.start(new MemoryBlocks())
+    return node
+  }
+
+  /** Puts a signature beside the image, as cosign does. */
+  async function sign({ layout, name }: RegistryImage): Promise<void> {
+    const manifestDigest = layout.manifestDigest as Digest
+    const payload = payloadBytes({ manifestDigest, reference: name })
+    const signature = Buffer.from(signMessage(payload, privateKey)).toString('base64')
+    const annotations = { [SIGNATURE_ANNOTATION]: signature }
+    const signatures = layoutOfBlobs(
+      join(scratch.dir, `signatures-${images++}`),
+      [{ blob: payload, diffId: digestOf(payload), mediaType: PAYLOAD_MEDIA_TYPE, annotations }],
+      { tag: signatureTag(manifestDigest) },
+    )
+    await registry.push(signatures, name.replace(/^[^/]*\//, '').replace(/:latest$/, ''))
+  }
+
+  test('fails the pull of an image that nobody trusted has signed, lazy or not', async () => {
+    const node = await nodeWith(policyFor('127.0.0.1:*/team/*'))
+    for (const each of [layer, gzipLayer(treeTar(9))]) {
+      const image = await push(each)
+      expect(await failureOf(() => pull(node, image))).toMatchObject({
+        code: 'PERMISSION_DENIED',
+        message: expect.stringContaining(`is refused by policy 'signed'`),
+      })
+    }
+    expect(node.snapshotter.images()).toEqual([])
+  })
+
+  test('lets an image run once it is signed', async () => {
+    const node = await nodeWith(policyFor('*'))
+    const image = await push(layer)
+    expect(await failureOf(() => pull(node, image))).toMatchObject({ code: 'PERMISSION_DENIED' })
+    await sign(image)
+    expect(await pull(node, image)).toEqual(['committed'])
+  })
+
+  test('that cannot be asked fails the pull', async () => {
+    const node = await nodeWith(policyFor('*'))
+    const image = await push(layer)
+    node.logins = []
+    expect(await failureOf(() => pull(node, image))).toMatchObject({
+      code: 'FAILED_PRECONDITION',
+      message: expect.stringContaining(`since policy 'signed' could not be asked: registry`),
+    })
+  })
+
+  test('for other images changes nothing', async () => {
+    const node = await nodeWith(policyFor('ipdr.internal/*'))
+    expect(await pull(node, await push(layer))).toEqual(['committed'])
   })
 })

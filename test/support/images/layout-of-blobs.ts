@@ -15,12 +15,13 @@ export type BlobInMemory = {
 export function layoutOfBlobs(
   dir: string,
   layers: readonly BlobInMemory[],
-  process: ImageProcess = {},
+  { process = {}, tag = 'latest' }: { process?: ImageProcess; tag?: string } = {},
 ): OciLayout {
   const blobs = `${dir}-blobs`
   mkdirSync(blobs)
   return writeOciLayout(dir, {
     process,
+    tag,
     layers: layers.map(({ blob, diffId, mediaType, annotations }) => {
       const digest = digestOf(blob)
       const path = join(blobs, digest.slice('sha256:'.length))
