@@ -141,7 +141,12 @@ export async function runDataWorker(
     )
     const { imageService } = config.registries.credentials
     if (imageService !== undefined) {
-      const proxy = opened.use(new CriImageProxy(config.containerd.socketPath, registries.pulls))
+      const proxy = opened.use(
+        new CriImageProxy(config.containerd.socketPath, {
+          pulls: registries.pulls,
+          beforePull: (image, signal) => snapshotter.pullBegins(image, signal),
+        }),
+      )
       opened.use(await GrpcServer.listen(imageService, [proxy.service], grpc))
     }
     const monitoring = opened.use(

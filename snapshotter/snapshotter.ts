@@ -319,6 +319,14 @@ export class Snapshotter implements AsyncDisposable {
   }
 
   /**
+   * To be called before containerd pulls an image by its name in a registry. Rejects if a layer that is here and would pass for one
+   * of its layers has to be checked first and cannot be.
+   */
+  pullBegins(name: string, signal: AbortSignal): Promise<void> {
+    return this.#parts.layers.pullBegins(name, signal)
+  }
+
+  /**
    * Checks that a container about to start may see what it is made of: every encrypted layer under its snapshot must be opened by
    * a key that pods of its Kubernetes namespace may use. containerd gives a snapshot to whoever names its chain ID, so this is
    * asked for each container, not for each pull. Rejects as `Layers.authorize`. `container` is its ID; of one that has no

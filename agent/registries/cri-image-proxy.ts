@@ -23,7 +23,17 @@ export class CriImageProxy implements Disposable {
   readonly service: Service
   readonly #client: Client
 
-  constructor(containerdSocket: string, pulls: KubeletPulls) {
+  /** `beforePull` is awaited with the name of each image that is pulled; if it rejects, the pull fails. */
+  constructor(
+    containerdSocket: string,
+    {
+      pulls,
+      beforePull,
+    }: {
+      readonly pulls: KubeletPulls
+      readonly beforePull: (image: string, signal: AbortSignal) => Promise<void>
+    },
+  ) {
     this.#client = new Client(`unix:${containerdSocket}`, credentials.createInsecure(), {
       'grpc.max_receive_message_length': MESSAGE_BYTES_MAX,
       'grpc.max_send_message_length': MESSAGE_BYTES_MAX,
@@ -33,10 +43,12 @@ export class CriImageProxy implements Disposable {
     const { requestDeserialize } = definition.PullImage
     const forward = (path: string) => (request: Buffer, call: Call) =>
       this.#forward(path, request, call)
-    const pull = async (request: Buffer, call: Call): Promise<Buffer> => {
-      using _pull = begun(pulls, requestDeserialize, request)
+    const forwardPull = async (request: Buffer, call: Call): Promise<Buffer> => {
+      const read = readOrUndefined(requestDeserialize, request)
+      using pull = read && pulls.begin(read)
+      if (pull !== undefined) await beforePull(read?.image?.image ?? '', call.signal)
       const response = await this.#forward(definition.PullImage.path, request, call)
-      _pull?.succeeded()
+      pull?.succeeded()
       return response
     }
     this.service = {
@@ -44,7 +56,7 @@ export class CriImageProxy implements Disposable {
       methods: Object.fromEntries(
         names.map((name) => [
           name,
-          name === 'PullImage' ? pull : forward(definition[name]?.path ?? ''),
+          name === 'PullImage' ? forwardPull : forward(definition[name]?.path ?? ''),
         ]),
       ),
     }
@@ -76,15 +88,14 @@ export class CriImageProxy implements Disposable {
   }
 }
 
-function begun(
-  pulls: KubeletPulls,
+function readOrUndefined(
   read: (bytes: Buffer) => PullImageRequest__Output,
   request: Buffer,
-): ReturnType<KubeletPulls['begin']> {
+): PullImageRequest__Output | undefined {
   try {
-    return pulls.begin(read(request))
+    return read(request)
   } catch {
-    // Whether it can be read is for containerd to say.
+    // What is wrong with it is for containerd to say.
     return undefined
   }
 }

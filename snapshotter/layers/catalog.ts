@@ -265,6 +265,12 @@ export class Catalog implements Disposable {
     this.#sql('DELETE FROM images WHERE id = ?').run(id)
   }
 
+  /** Whether there is a layer that can be mounted and was not found to be its diff ID yet. */
+  hasUnverifiedLayers(): boolean {
+    const sql = `SELECT 1 FROM layers WHERE state = 'ready' AND verified = 0 LIMIT 1`
+    return this.#sql(sql).get() !== undefined
+  }
+
   /** Asked for each layer of a chain at every Prepare: answered from memory until anything about layers changes. */
   layer(id: number): LayerRecord | undefined {
     const known = this.#known.get(id)

@@ -283,8 +283,24 @@ export class Layers implements LazyLayers, AsyncDisposable {
    * with BlockError if it cannot be fetched.
    */
   async checkRivals(image: ImageRecord, signal: AbortSignal): Promise<void> {
+    await this.#checkRivalsOf(image.layers, signal)
+    for (const layer of image.layers) await this.#checkTwins(layer, signal)
+  }
+
+  /**
+   * The same before containerd pulls an image by itself, whose layers it takes from what is here under their chain IDs without
+   * asking anybody. Rejects as `checkRivals`; an image of which nothing can be told is let pass.
+   */
+  async pullBegins(name: string, signal: AbortSignal): Promise<void> {
+    const { catalog, registryImages } = this.#parts
+    if (registryImages === undefined || !catalog.hasUnverifiedLayers()) return
+    const layers = await registryImages.layersToCome(name, signal)
+    if (layers !== undefined) await this.#checkRivalsOf(layers, signal)
+  }
+
+  async #checkRivalsOf(layers: readonly ImageLayer[], signal: AbortSignal): Promise<void> {
     const { catalog, log } = this.#parts
-    for (const layer of image.layers) {
+    for (const layer of layers) {
       for (const { id, blobCid } of catalog.layersByDiffId(layer.diffId)) {
         const isSame = (indexCid: string | undefined): boolean =>
           blobCid === layer.blobCid &&
@@ -304,7 +320,6 @@ export class Layers implements LazyLayers, AsyncDisposable {
         const checked = catalog.layer(id)
         if (checked?.state === 'ready' && !checked.verified) throw notChecked(rival)
       }
-      await this.#checkTwins(layer, signal)
     }
   }
 

@@ -61,7 +61,12 @@ type Pull = {
   readonly layerDigests: readonly string[]
 }
 
-type Kept = { readonly image: Promise<ImageRecord | 'declined'>; readonly untilMs: number }
+type Kept = {
+  readonly image: Promise<ImageRecord | 'declined'>
+  readonly untilMs: number
+  /** Once it is known. */
+  manifestDigest?: string
+}
 
 /** Finds out what containerd pulls from registries, and whether its layers can be read before they are here. */
 export class RegistryImages {
@@ -112,6 +117,30 @@ export class RegistryImages {
     return 'declined'
   }
 
+  /**
+   * The layers of an image that is about to be pulled, lazy or not; undefined if it names none in a registry, or if that does not
+   * tell. Rejects only when `signal` aborts.
+   */
+  async layersToCome(
+    name: string,
+    signal: AbortSignal,
+  ): Promise<readonly ImageLayer[] | undefined> {
+    const pull = this.#pullOf({ layerChainId: '', labels: new Map([[REFERENCE_LABEL, name]]) })
+    if (pull === undefined || pull === 'declined') return undefined
+    const { host, repository } = pull.reference
+    const scope = { host, repository, namespaces: this.#registries.namespacesPulling(name) }
+    const limited = AbortSignal.any([signal, AbortSignal.timeout(LOOK_UP_MS)])
+    try {
+      const { manifest } = await this.#manifest(pull, scope, limited)
+      return await this.#layers(manifest, pull, scope, limited)
+    } catch (error) {
+      signal.throwIfAborted()
+      const why = error instanceof Error ? error.message : String(error)
+      this.#log.debug({ image: name }, `the layers of image ${name} cannot be told: ${why}`)
+      return undefined
+    }
+  }
+
   /** To be told that an image is used, so that its layers are looked for where it is. */
   used(image: ImageRecord): void {
     this.#unused.delete(image.id)
@@ -121,9 +150,9 @@ export class RegistryImages {
   decline(image: ImageRecord, because: string): void {
     // One that is in use stays: its layers are read from where it is.
     if (this.#unused.delete(image.id)) this.#catalog.forgetImage(image.id)
-    for (const [key, { untilMs }] of this.#kept) {
-      if (!key.endsWith(` ${image.manifestDigest}`)) continue
-      this.#kept.set(key, { image: Promise.resolve('declined'), untilMs })
+    for (const [key, kept] of this.#kept) {
+      if (kept.manifestDigest !== image.manifestDigest) continue
+      this.#kept.set(key, { ...kept, image: Promise.resolve('declined') })
     }
     const sentence = `image ${image.reference ?? image.rootCid} is left to containerd, which downloads it whole: ${because}`
     this.#log.warn({ image: image.reference, manifest: image.manifestDigest }, sentence)
@@ -161,11 +190,17 @@ export class RegistryImages {
     }
   }
 
-  #resolveOnce(pull: Pull, scope: RepositoryScope): Promise<ImageRecord | 'declined'> {
+  async #resolveOnce(pull: Pull, scope: RepositoryScope): Promise<ImageRecord | 'declined'> {
     const { reference, manifestDigest } = pull
     const key = `${JSON.stringify(scope)} ${manifestDigest ?? reference.selector}`
-    const kept = this.#kept.get(key)
-    if (kept !== undefined && performance.now() < kept.untilMs) return kept.image
+    const known = this.#kept.get(key)
+    if (known !== undefined && performance.now() < known.untilMs) {
+      const image = await known.image
+      // Garbage collection may have forgotten it since.
+      if (image === 'declined' || this.#catalog.hasImage(image.rootCid, image.manifestDigest)) {
+        return image
+      }
+    }
     const image = this.#resolve(pull, scope).catch((error: unknown) => {
       const refusal = this.#refusal(pull, error)
       if (refusal !== undefined) {
@@ -178,13 +213,16 @@ export class RegistryImages {
       this.#log.info({ image: pull.name }, sentence)
       return 'declined' as const
     })
+    const kept: Kept = { image, untilMs: performance.now() + KEPT_MS }
     this.#kept.delete(key)
-    this.#kept.set(key, { image, untilMs: performance.now() + KEPT_MS })
+    this.#kept.set(key, kept)
     for (const oldest of this.#kept.keys()) {
       if (this.#kept.size <= KEPT_MAX) break
       this.#kept.delete(oldest)
     }
-    return image
+    const found = await image
+    if (found !== 'declined') kept.manifestDigest = found.manifestDigest
+    return found
   }
 
   /** What ends the pull; undefined if it is left to containerd. */
@@ -240,25 +278,31 @@ export class RegistryImages {
   }
 
   async #resolve(pull: Pull, scope: RepositoryScope): Promise<ImageRecord> {
-    const { reference, name } = pull
+    const { reference } = pull
     const signal = AbortSignal.timeout(LOOK_UP_MS)
     try {
       const { manifest, digest } = await this.#manifest(pull, scope, signal)
       await this.#check(scope, digest, signal)
       checkLazy(manifest)
-      const config = await this.#registries.smallBlob(
-        scope,
-        manifest.config.digest,
-        IMAGE_CONFIG_BYTES_MAX,
-        signal,
-      )
-      const { diffIds } = parseImageConfig(config, `config ${manifest.config.digest} of ${name}`)
-      return this.#remember(pull, scope, { digest, layers: layersOf(manifest, diffIds, name) })
+      const layers = await this.#layers(manifest, pull, scope, signal)
+      return this.#remember(pull, scope, { digest, layers })
     } catch (error) {
       if (!signal.aborted) throw error
       const message = `registry ${reference.host} did not say within ${LOOK_UP_MS} ms what it is`
       throw new ImageError('DEADLINE_EXCEEDED', message, { host: reference.host })
     }
+  }
+
+  async #layers(
+    manifest: ImageManifest,
+    { name }: Pull,
+    scope: RepositoryScope,
+    signal: AbortSignal,
+  ): Promise<ImageLayer[]> {
+    const { digest } = manifest.config
+    const config = await this.#registries.smallBlob(scope, digest, IMAGE_CONFIG_BYTES_MAX, signal)
+    const { diffIds } = parseImageConfig(config, `config ${digest} of ${name}`)
+    return layersOf(manifest, diffIds, name)
   }
 
   async #manifest(

@@ -15,6 +15,7 @@ import { GrpcServer } from '../../../agent/grpc-server.ts'
 import { CriImageProxy } from '../../../agent/registries/cri-image-proxy.ts'
 import { KubeletPulls } from '../../../agent/registries/kubelet-pulls.ts'
 import { criImageContract } from '../../../proto/load.ts'
+import { CodedError } from '../../../snapshotter/errors.ts'
 import { Scratch } from '../../support/scratch.ts'
 
 // A server of bytes in containerd's place shows what arrives there; test/system/registry-images.test.ts has the real one.
@@ -29,6 +30,7 @@ const asIs = (bytes: Buffer): Buffer => bytes
 let socketPath: string
 let received: Received[]
 let reply: Reply
+let before: (image: string) => Promise<void>
 
 beforeAll(async () => {
   const scratch = opened.use(Scratch.open('cri-proxy'))
@@ -54,7 +56,9 @@ beforeAll(async () => {
     )
   })
   opened.defer(() => server.forceShutdown())
-  const proxy = opened.use(new CriImageProxy(containerdSocket, pulls))
+  const proxy = opened.use(
+    new CriImageProxy(containerdSocket, { pulls, beforePull: (image) => before(image) }),
+  )
   const log = { debug: () => {}, warn: () => {}, error: () => {} }
   const signal = AbortSignal.timeout(60_000)
   opened.use(await GrpcServer.listen({ socketPath }, [proxy.service], { log, signal }))
@@ -64,6 +68,7 @@ afterAll(async () => await opened.disposeAsync())
 
 beforeEach(() => {
   received = []
+  before = async () => {}
   reply = (_, answer) => answer(null, Buffer.alloc(0))
 })
 
@@ -145,6 +150,18 @@ describe('the image service', () => {
     await call('PullImage', request).catch(() => undefined)
     const place = { host: 'r.example', repository: 'other' }
     expect(await pulls.loginsFor(place, { namespaces: ['two'] })).toEqual([])
+  })
+
+  test('asks before a pull, which fails with the answer and does not reach containerd', async () => {
+    before = async (image) => {
+      throw new CodedError('UNAVAILABLE', `${image} has to wait`)
+    }
+    const error = await call('PullImage', pullRequest).catch((error: unknown) => error)
+    expect(error).toMatchObject({
+      code: status.UNAVAILABLE,
+      details: 'r.example/app:1 has to wait',
+    })
+    expect(received).toEqual([])
   })
 
   test('passes on what it cannot read', async () => {

@@ -410,6 +410,48 @@ describe('another image', () => {
   })
 })
 
+describe('before containerd pulls by itself', () => {
+  const tar = treeTar(10)
+  const { signal } = new AbortController()
+  const states = (node: Node): string[] =>
+    node.snapshotter.layers().map(({ state, verified }) => (verified ? 'verified' : state))
+
+  test('a layer that passes for one of its layers is checked whole, and one that lied fails', async () => {
+    const lie = await push({ ...(await chunkedLayer(treeTar(11))), diffId: digestOf(tar) })
+    const honest = await push(gzipLayer(tar))
+    expect(honest.chainIds).toEqual(lie.chainIds)
+    const node = await openNode()
+    expect(await pull(node, lie)).toEqual(['committed'])
+    await node.snapshotter.pullBegins(honest.name, signal)
+    expect(states(node)).toEqual(['corrupt'])
+    expect(await failureOf(() => mount(node, honest))).toMatchObject({ code: 'DATA_LOSS' })
+  })
+
+  test('one that told the truth is found to', async () => {
+    const [lazy, plain] = [await push(await chunkedLayer(tar)), await push(gzipLayer(tar))]
+    const node = await openNode()
+    await pull(node, lazy)
+    await node.snapshotter.pullBegins(plain.name, signal)
+    expect(states(node)).toEqual(['verified'])
+  })
+
+  test('nothing is asked where every layer is checked, or none is lazy', async () => {
+    const plain = await push(gzipLayer(tar))
+    const node = await openNode()
+    await node.snapshotter.pullBegins(plain.name, signal)
+    expect(node.received).toBe(0)
+  })
+
+  test('an image of which nothing can be told is let pass', async () => {
+    const node = await openNode()
+    await pull(node, await push(await chunkedLayer(tar)))
+    for (const name of ['127.0.0.1:1/app', 'ipdr.internal/x', 'no image//']) {
+      await node.snapshotter.pullBegins(name, signal)
+    }
+    expect(states(node)).toEqual(['ready'])
+  })
+})
+
 describe('a policy', () => {
   const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
   const layer = estargzLayer(treeTar(8))
