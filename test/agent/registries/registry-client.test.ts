@@ -400,6 +400,16 @@ describe('a registry', () => {
     ])
   })
 
+  test('that breaks off and cannot go on is read anew up to where it was', async () => {
+    const registry = await serve((_, response) => {
+      if (registry.requests.length > 1) response.end(content)
+      else response.write(content.subarray(0, 4_000), () => response.destroy())
+    })
+    const client = clientWith(givenLogins())
+    const read = await bytesOf(client.streamBlob(appOn(registry.host), contentDigest, signal()))
+    expect(read).toEqual(content)
+  })
+
   test('that is busy is asked again', async () => {
     let answers = 0
     const registry = await serve((_, response) => {

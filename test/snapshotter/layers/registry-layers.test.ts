@@ -239,6 +239,29 @@ describe('an image in a registry', () => {
     expect(node.snapshotter.images()).toEqual([])
   })
 
+  test('is left to containerd and not tried again for a while, also where only its tag is told', async () => {
+    const lie = { 'containerd.io/snapshot/stargz/toc.digest': digestOf(Buffer.from('another')) }
+    const image = await push({ ...estargzLayer(base), annotations: lie })
+    const node = await openNode()
+    const withoutDigest = (labels: Map<string, string>): void =>
+      void labels.delete(`${prefix}manifest-digest`)
+    for (let time = 0; time < 2; time++) {
+      expect(await pull(node, image, withoutDigest)).toEqual(['active'])
+    }
+    expect(sentences(node, 'its table of contents has the digest')).toHaveLength(1)
+  })
+
+  test('is lazy again after garbage collection has forgotten it', async () => {
+    const image = await push(estargzLayer(base))
+    const node = await openNode()
+    const [chainId = ''] = image.chainIds
+    expect(await pull(node, image)).toEqual(['committed'])
+    node.snapshotter.snapshots.remove(chainId)
+    await node.snapshotter.collectGarbage(0)
+    expect(node.snapshotter.images()).toEqual([])
+    expect(await pull(node, image)).toEqual(['committed'])
+  })
+
   test('is left to containerd if the registry does not let us in', async () => {
     const image = await push(estargzLayer(base))
     const node = await openNode()
@@ -393,6 +416,18 @@ describe('another image', () => {
     expect(await pull(node, second)).toEqual(['committed', 'committed'])
     expect(node.received - before).toBeLessThan(100_000)
     expect(node.snapshotter.layers()).toHaveLength(2)
+  })
+
+  test('that is not lazy takes a layer that is here whole and checked, and containerd downloads the rest', async () => {
+    const lazy = await push(await chunkedLayer(tar))
+    const plain = await push(gzipLayer(tar), gzipLayer(treeTar(12)))
+    const node = await openNode()
+    await pull(node, lazy)
+    expect(await pull(node, plain)).toEqual(['active'])
+    await node.snapshotter.pullBegins(plain.name, new AbortController().signal)
+    expect(node.snapshotter.layers().map(({ verified }) => verified)).toEqual([true])
+    node.snapshotter.snapshots.remove(lazy.chainIds[0] ?? '')
+    expect(await pull(node, plain)).toEqual(['committed', 'active'])
   })
 
   test('on IPFS that claims the diff ID of one in a registry for bytes of its own does not pass for it', async () => {
