@@ -117,7 +117,7 @@ export class Metrics {
 
   fetched(source: string, bytes: number): void {
     this.#fetchedBytes.inc({ source }, bytes)
-    this.#fetchedBySource.set(source, (this.#fetchedBySource.get(source) ?? 0) + bytes)
+    this.#countSource(source, bytes)
   }
 
   reused(bytes: number): void {
@@ -130,6 +130,7 @@ export class Metrics {
 
   registryReceived(bytes: number): void {
     this.#registryReceivedBytes.inc(bytes)
+    this.#countSource('registry', bytes)
   }
 
   registryLoginRefused(): void {
@@ -145,12 +146,12 @@ export class Metrics {
     this.#imagesRefused.inc({ policy })
   }
 
-  /** Verified block bytes from all sources, since this worker started. */
+  /** Bytes of verified blocks, and what registries sent, since this worker started. */
   get fetchedBytes(): number {
     return [...this.#fetchedBySource.values()].reduce((sum, bytes) => sum + bytes, 0)
   }
 
-  /** Verified block bytes by kind of source, since this worker started. */
+  /** The same by kind of source. */
   get fetchedBySource(): ReadonlyMap<string, number> {
     return this.#fetchedBySource
   }
@@ -231,5 +232,9 @@ export class Metrics {
     gauge('ipdr_store_bytes', 'Disk that layer bytes take on this node.', [], async (set) =>
       set.set(await gauges.storeBytes()),
     )
+  }
+
+  #countSource(source: string, bytes: number): void {
+    this.#fetchedBySource.set(source, (this.#fetchedBySource.get(source) ?? 0) + bytes)
   }
 }

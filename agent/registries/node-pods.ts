@@ -1,3 +1,4 @@
+import { z } from 'zod'
 import {
   formatRegistryReference,
   parseRegistryReference,
@@ -6,15 +7,20 @@ import {
 /** Pods of a node. 1,000: the kubelet runs 110 unless told otherwise. */
 const PODS_MAX = 1_000
 
+const containers = z.array(z.object({ image: z.string().max(1_024).nullish() })).nullish()
+
+const nameSchema = z.object({
+  metadata: z.object({ namespace: z.string().min(1).max(63), name: z.string().min(1).max(253) }),
+})
+
 /** A pod as Kubernetes' API gives it, as far as we look into it. */
-export type KubePod = {
-  readonly metadata?: { readonly namespace?: string; readonly name?: string }
-  readonly spec?: {
-    readonly containers?: readonly { readonly image?: string }[]
-    readonly initContainers?: readonly { readonly image?: string }[]
-    readonly ephemeralContainers?: readonly { readonly image?: string }[]
-  }
-}
+const podSchema = nameSchema.extend({
+  spec: z.object({
+    containers,
+    initContainers: containers,
+    ephemeralContainers: containers,
+  }),
+})
 
 type Known = { readonly namespace: string; readonly images: ReadonlySet<string> }
 
@@ -22,18 +28,18 @@ type Known = { readonly namespace: string; readonly images: ReadonlySet<string> 
 export class NodePods {
   readonly #pods = new Map<string, Known>()
 
-  put(pod: KubePod): void {
-    const { namespace = '' } = pod.metadata ?? {}
-    const { containers = [], initContainers = [], ephemeralContainers = [] } = pod.spec ?? {}
-    const named = [...containers, ...initContainers, ...ephemeralContainers]
-    const images = new Set(named.flatMap(({ image = '' }) => spelled(image) ?? []))
-    if (this.#pods.size < PODS_MAX && namespace !== '') {
-      this.#pods.set(keyOf(pod), { namespace, images })
-    }
+  put(object: unknown): void {
+    const { data: pod } = podSchema.safeParse(object)
+    if (pod === undefined || this.#pods.size >= PODS_MAX) return
+    const { containers, initContainers, ephemeralContainers } = pod.spec
+    const named = [containers, initContainers, ephemeralContainers].flatMap((each) => each ?? [])
+    const images = new Set(named.flatMap(({ image }) => spelled(image ?? '') ?? []))
+    this.#pods.set(keyOf(pod), { namespace: pod.metadata.namespace, images })
   }
 
-  remove(pod: KubePod): void {
-    this.#pods.delete(keyOf(pod))
+  remove(object: unknown): void {
+    const { data: pod } = nameSchema.safeParse(object)
+    if (pod !== undefined) this.#pods.delete(keyOf(pod))
   }
 
   /** Namespaces of pods that name the image, however it is spelled. */
@@ -45,8 +51,8 @@ export class NodePods {
   }
 }
 
-function keyOf({ metadata }: KubePod): string {
-  return `${metadata?.namespace ?? ''}/${metadata?.name ?? ''}`
+function keyOf({ metadata }: z.infer<typeof nameSchema>): string {
+  return `${metadata.namespace}/${metadata.name}`
 }
 
 function spelled(image: string): string | undefined {

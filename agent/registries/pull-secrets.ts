@@ -1,3 +1,4 @@
+import { z } from 'zod'
 import { CodedError, RegistryError } from '../../snapshotter/errors.ts'
 import type { RegistryPlace } from '../../snapshotter/oci/registry-reference.ts'
 import { AUTHS_BYTES_MAX, DockerAuths } from './docker-auths.ts'
@@ -16,13 +17,14 @@ const SECRETS_MAX = 10_000
 /** How long a read waits for the first list after the start, in ms. 5 s: a list of ten thousand secrets. */
 const FIRST_LIST_MS = 5_000
 
-/** A secret as Kubernetes' API gives it, as far as we look into it. */
-export type KubeSecret = {
-  readonly metadata?: { readonly namespace?: string; readonly name?: string }
-  readonly type?: string
-  /** Values in Base64. */
-  readonly data?: Readonly<Record<string, string>>
-}
+/** A secret as Kubernetes' API gives it, as far as we look into it; values are in Base64. */
+const secretSchema = z.object({
+  metadata: z.object({ namespace: z.string().min(1).max(63), name: z.string().min(1).max(253) }),
+  type: z.string().nullish(),
+  data: z.record(z.string(), z.string()).nullish(),
+})
+
+type KubeSecret = z.infer<typeof secretSchema>
 
 /** The pull secrets of a cluster, as far as they are known: each is used for images that pods of its namespace pulled. */
 export class PullSecrets implements FindLogins {
@@ -38,11 +40,15 @@ export class PullSecrets implements FindLogins {
   }
 
   /** A secret that is new, or was changed. */
-  put(secret: KubeSecret): void {
-    this.remove(secret)
-    const { namespace = '', name = '' } = secret.metadata ?? {}
+  put(object: unknown): void {
+    this.remove(object)
+    const { success, data: secret } = secretSchema.safeParse(object)
+    if (!success) {
+      this.#onProblem(`${nameOf(object)} is not used: it is not as Kubernetes has secrets`)
+      return
+    }
+    const { namespace, name } = secret.metadata
     const origin = originOf(namespace, name)
-    if (namespace === '' || name === '') return
     if (this.#count >= SECRETS_MAX) {
       this.#onProblem(`${origin} is not used: ${SECRETS_MAX} others are known already`)
       return
@@ -59,10 +65,13 @@ export class PullSecrets implements FindLogins {
     }
   }
 
-  remove({ metadata }: KubeSecret): void {
-    const inNamespace = this.#secrets.get(metadata?.namespace ?? '')
-    if (inNamespace?.delete(metadata?.name ?? '') === true) this.#count -= 1
-    if (inNamespace?.size === 0) this.#secrets.delete(metadata?.namespace ?? '')
+  remove(object: unknown): void {
+    const { data: named } = secretSchema.pick({ metadata: true }).safeParse(object)
+    if (named === undefined) return
+    const { namespace, name } = named.metadata
+    const inNamespace = this.#secrets.get(namespace)
+    if (inNamespace?.delete(name) === true) this.#count -= 1
+    if (inNamespace?.size === 0) this.#secrets.delete(namespace)
   }
 
   /** All that there were when we began are here. */
@@ -97,13 +106,21 @@ function originOf(namespace: string, name: string): string {
   return `pull secret ${namespace}/${name}`
 }
 
+/** For people, of something that may be anything. */
+function nameOf(object: unknown): string {
+  const { data } = secretSchema.pick({ metadata: true }).safeParse(object)
+  return data === undefined
+    ? 'a pull secret without a name'
+    : originOf(data.metadata.namespace, data.metadata.name)
+}
+
 /** Throws RegistryError INVALID_ARGUMENT. Programs that a config.json names are not run for a namespace. */
-function authsOf({ type, data = {} }: KubeSecret, origin: string): DockerAuths | undefined {
+function authsOf({ type, data }: KubeSecret, origin: string): DockerAuths | undefined {
   const [jsonType, cfgType] = PULL_SECRET_TYPES
   if (type !== jsonType && type !== cfgType) return undefined
   const key = type === jsonType ? '.dockerconfigjson' : '.dockercfg'
-  const value = data[key]
-  if (typeof value !== 'string' || value.length > 2 * AUTHS_BYTES_MAX) {
+  const value = data?.[key]
+  if (value === undefined || value.length > 2 * AUTHS_BYTES_MAX) {
     throw new RegistryError('INVALID_ARGUMENT', `${origin} cannot be used: it has no usable ${key}`)
   }
   const bytes = Buffer.from(value, 'base64')

@@ -63,7 +63,9 @@ function splitHost(named: string): { host: string; path: string } {
   const first = named.slice(0, Math.max(slash, 0))
   const isHost = slash > 0 && (/[.:]/.test(first) || first === 'localhost' || /[A-Z]/.test(first))
   if (!isHost) return { host: DEFAULT_HOST, path: named }
-  if (!HOST.test(first) || first.length > 260) {
+  // In lower case, one of a single word would be taken for a part of the name.
+  const isWord = !/[.:]/.test(first) && first !== 'localhost'
+  if (isWord || !HOST.test(first) || first.length > 260) {
     throw new ImageError(
       'INVALID_ARGUMENT',
       `'${first.slice(0, 200)}' is not the host of a registry`,

@@ -92,7 +92,8 @@ export function mutateJson(
       held[name] = mutateText(random, held[name])
     else if (way === 4 && typeof held[name] === 'number')
       held[name] *= [-1, 2, 0.1, 2 ** 40][random(4)] ?? 1
-    else held[name] = VALUES[random(VALUES.length)]
+    // A copy: what is inside it may be changed next.
+    else held[name] = structuredClone(VALUES[random(VALUES.length)])
   }
   return Buffer.from(JSON.stringify(changed.document) ?? '')
 }

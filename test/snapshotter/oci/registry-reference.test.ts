@@ -29,6 +29,7 @@ describe('the name of an image in a registry', () => {
     ['UPPER', /not a repository name|upper-case/],
     ['host.example/', /not a repository name/],
     ['a_b.example:5000:1/app', /not the host of a registry/],
+    ['Registry/app', /'Registry' is not the host of a registry/],
     ['-x.example/app', /not the host of a registry/],
     ['host.example:99999999/app', /not the host of a registry/],
     ['evil.example@good.example/app', /digest/],
