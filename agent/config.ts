@@ -118,12 +118,25 @@ export type Config = {
   }
   /** Layer bytes kept on disk before the least recently used ones are dropped. */
   readonly store: { readonly bytesMax: number }
+  /** Agents of other nodes, which share what they find out about layers. */
+  readonly cluster: {
+    /** Where this one answers the others; undefined: it does not. */
+    readonly listen?: ListenAddress | undefined
+    /** The others, like https://10.0.0.7:5082. */
+    readonly peers: readonly string[]
+    /** Files in PEM by which they know each other; the authority is the cluster's own. */
+    readonly tls?:
+      | { readonly certFile: string; readonly keyFile: string; readonly caFile: string }
+      | undefined
+  }
   readonly decryption: {
     /**
      * Private keys of encrypted images, a JWK or PEM file each, mode 600: directly in it for every pod, in a sub-directory for pods
      * of the namespace with its name. None: encrypted images are refused.
      */
     readonly keysDir?: string | undefined
+    /** Key providers to ask for every pod, in a file as ocicrypt has it. */
+    readonly keyProviders?: string | undefined
   }
   readonly trust: {
     /** Which images may run. The first that is for an image decides; without one for it, it runs. */
@@ -149,6 +162,15 @@ export type Config = {
     /** Read-ahead of lazy mounts. */
     readonly readAheadKb: number
   }
+  /** This agent as a key provider over the keys that every pod may use, for skopeo and ctd-decoder; undefined: it is none. */
+  readonly keyProvider?:
+    | {
+        /** `<runDir>/keyprovider.sock` unless given. Whoever can connect can have layers opened. */
+        readonly socketPath: string
+        /** Public keys to wrap for, by name, beside those of the directory. */
+        readonly wrapKeys: Readonly<Record<string, string>>
+      }
+    | undefined
 }
 
 /** RFC 1123, as Kubernetes has it for namespaces and nodes. */
@@ -157,6 +179,9 @@ const kubeName = (charsMax: number) =>
     .string()
     .max(charsMax)
     .regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/, 'must be a name as Kubernetes gives it')
+
+/** Public keys that a key provider wraps for. 64: as many as there may be private ones. */
+const WRAP_KEYS_MAX = 64
 
 const multiaddrs = (countMax: number) => z.array(z.string().startsWith('/').max(512)).max(countMax)
 
@@ -274,7 +299,24 @@ const configSchema = z.strictObject({
         .default(50 * GiB),
     })
     .prefault({}),
-  decryption: z.strictObject({ keysDir: absolutePath.optional() }).prefault({}),
+  cluster: z
+    .strictObject({
+      listen: listenAddress.optional(),
+      peers: z
+        .array(z.url({ protocol: /^https$/ }))
+        .max(256)
+        .default([]),
+      tls: z
+        .strictObject({ certFile: absolutePath, keyFile: absolutePath, caFile: absolutePath })
+        .optional(),
+    })
+    .refine(({ listen, peers, tls }) => tls !== undefined || (listen ?? peers[0]) === undefined, {
+      error: 'needs tls: peers must know each other',
+    })
+    .prefault({}),
+  decryption: z
+    .strictObject({ keysDir: absolutePath.optional(), keyProviders: absolutePath.optional() })
+    .prefault({}),
   trust: z
     .strictObject({
       policies: z
@@ -294,6 +336,17 @@ const configSchema = z.strictObject({
       readAheadKb: z.number().int().min(4).max(16_384).default(1024),
     })
     .prefault({}),
+  keyProvider: z
+    .strictObject({
+      socketPath: socketPath.optional(),
+      wrapKeys: z
+        .record(z.string().min(1).max(128), absolutePath)
+        .refine((keys) => Object.keys(keys).length <= WRAP_KEYS_MAX, {
+          error: `must be at most ${WRAP_KEYS_MAX} keys`,
+        })
+        .default({}),
+    })
+    .optional(),
 })
 
 /** Checks a configuration. Throws ConfigError INVALID_ARGUMENT that names every wrong or unknown field. */
@@ -307,6 +360,13 @@ export function parseConfig(value: unknown, origin = 'configuration'): Config {
     throw new ConfigError('INVALID_ARGUMENT', `${origin}: ${problems.join('; ')}`, { origin })
   }
   const config = parsed.data
+  if (config.keyProvider !== undefined && config.decryption.keysDir === undefined) {
+    throw new ConfigError(
+      'INVALID_ARGUMENT',
+      `${origin}: keyProvider: needs decryption.keysDir, the private keys that it opens layers with`,
+      { origin },
+    )
+  }
   const { imageService } = config.registries.credentials
   return {
     ...config,
@@ -324,6 +384,10 @@ export function parseConfig(value: unknown, origin = 'configuration'): Config {
       socketPath: config.snapshotter.socketPath ?? `${config.runDir}/snapshotter.sock`,
     },
     admin: { socketPath: config.admin.socketPath ?? `${config.runDir}/admin.sock` },
+    keyProvider: config.keyProvider && {
+      ...config.keyProvider,
+      socketPath: config.keyProvider.socketPath ?? `${config.runDir}/keyprovider.sock`,
+    },
   }
 }
 

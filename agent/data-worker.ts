@@ -1,11 +1,15 @@
 import { once } from 'node:events'
 import { mkdir } from 'node:fs/promises'
+import { KEY_PROVIDER_MESSAGE_BYTES_MAX } from '../snapshotter/encryption/key-provider-protocol.ts'
 import { registryService } from '../snapshotter/registry-service.ts'
 import { snapshotsService } from '../snapshotter/snapshots-service.ts'
 import { Snapshotter } from '../snapshotter/snapshotter.ts'
 import { TrustPolicies } from '../snapshotter/trust.ts'
 import { adminService } from './admin-service.ts'
 import { AuthorizeServer } from './authorize-server.ts'
+import { ClusterClient } from './cluster/cluster-client.ts'
+import { clusterService } from './cluster/cluster-service.ts'
+import { readClusterTls } from './cluster/cluster-tls.ts'
 import type { Config } from './config.ts'
 import { killContainer } from './containerd-tasks.ts'
 import { GrpcServer } from './grpc-server.ts'
@@ -14,6 +18,9 @@ import { releaseIdleMemory } from './idle-memory.ts'
 import { BlockSources } from './ipfs/block-sources.ts'
 import { GatewayClient } from './ipfs/gateway-client.ts'
 import type { HeliaNode } from './ipfs/helia-node.ts'
+import { KeyProviderClient } from './keys/key-provider-client.ts'
+import { readKeyProviderConfig } from './keys/key-provider-config.ts'
+import { keyProviderService } from './keys/key-provider-service.ts'
 import { NodeKeys } from './keys/node-keys.ts'
 import type { Logger } from './logger.ts'
 import { Metrics } from './metrics.ts'
@@ -55,9 +62,17 @@ export async function runDataWorker(
       onVerificationFailure: () => metrics.verificationFailed('block'),
     })
     const registries = opened.use(await openRegistries(config.registries, { log, metrics }))
+    const tls = config.cluster.tls && (await readClusterTls(config.cluster.tls))
+    const peers =
+      tls && config.cluster.peers.length > 0
+        ? opened.use(
+            new ClusterClient(config.cluster.peers, { tls, log: log.child({ part: 'cluster' }) }),
+          )
+        : undefined
     const trust = new TrustPolicies(await readPolicies(config.trust), {
       onRefused: (policy) => metrics.imageRefused(policy),
     })
+    const keys = await nodeKeys(config.decryption, log.child({ part: 'keys' }), stop)
     const snapshotter = opened.use(
       await Snapshotter.open(
         {
@@ -70,14 +85,12 @@ export async function runDataWorker(
         },
         {
           blocks,
-          keys: new NodeKeys(config.decryption, {
-            providers: [],
-            log: log.child({ part: 'keys' }),
-          }),
+          keys,
           ...(config.registries.lazy && { registries: registries.images }),
           log: log.child({ part: 'snapshotter' }),
           metrics,
           trust,
+          ...(peers && { peers }),
           endContainer: (snapshotKey) => killContainer(config.containerd.socketPath, snapshotKey),
         },
       ),
@@ -124,6 +137,12 @@ export async function runDataWorker(
         log: log.child({ part: 'authorize' }),
       }),
     )
+    if (config.keyProvider !== undefined && keys.nodeWide !== undefined) {
+      const { socketPath } = config.keyProvider
+      const service = keyProviderService(config.keyProvider, { keys: keys.nodeWide })
+      const messageBytesMax = KEY_PROVIDER_MESSAGE_BYTES_MAX
+      opened.use(await GrpcServer.listen({ socketPath, messageBytesMax }, [service], grpc))
+    }
     const registry = opened.use(
       await HttpServer.listen(
         config.registry.listen,
@@ -148,6 +167,22 @@ export async function runDataWorker(
         }),
       )
       opened.use(await GrpcServer.listen(imageService, [proxy.service], grpc))
+    }
+    if (config.cluster.listen !== undefined && tls !== undefined) {
+      const service = clusterService({
+        sideIndex: (blobCid) => snapshotter.sideIndex(blobCid),
+        prefetchList: (layerChainId) => snapshotter.learnedList(layerChainId),
+        onAnswer: (what, found) => metrics.peerAnswered(what, found),
+      })
+      const known = { requestCert: true, rejectUnauthorized: true }
+      const { cert, key, ca } = tls
+      const secure = {
+        ...known,
+        cert: Buffer.from(cert),
+        key: Buffer.from(key),
+        ca: Buffer.from(ca),
+      }
+      opened.use(await HttpServer.listen(config.cluster.listen, service, secure))
     }
     const monitoring = opened.use(
       await HttpServer.listen(
@@ -180,6 +215,26 @@ async function heliaNode(config: Config, log: Logger): Promise<HeliaNode | undef
   if (!bitswap || (peers.length === 0 && listen.length === 0)) return undefined
   const { HeliaNode } = await import('./ipfs/helia-node.ts')
   return HeliaNode.start({ keyPath: `${config.root}/libp2p.key`, peers, listen }, { log })
+}
+
+/** The keys and key providers of the configuration. What is wrong with its directory is told of, and may be mended later. */
+async function nodeKeys(
+  { keysDir, keyProviders }: Config['decryption'],
+  log: Logger,
+  signal: AbortSignal,
+): Promise<NodeKeys> {
+  const providers =
+    keyProviders === undefined
+      ? []
+      : [new KeyProviderClient(await readKeyProviderConfig(keyProviders))]
+  const keys = new NodeKeys({ keysDir }, { providers, log })
+  try {
+    await keys.nodeWide?.keys(signal)
+  } catch (error) {
+    signal.throwIfAborted()
+    log.warn({ keysDir }, error instanceof Error ? error.message : String(error))
+  }
+  return keys
 }
 
 /** Tells the supervisor, if there is one. */

@@ -22,6 +22,8 @@ export type StatusName = ErrorCode | 'OK' | 'UNKNOWN'
 
 export type GrpcServerConfig = {
   readonly socketPath: string
+  /** Largest message in either direction, in bytes; `MESSAGE_BYTES_MAX` if undefined. */
+  readonly messageBytesMax?: number
   /** How long close waits for calls under way before it cancels them, in ms. 10 s if undefined. */
   readonly closeGraceMs?: number
 }
@@ -53,17 +55,19 @@ const SOCKET_PATH_BYTES_MAX = 107
 export class GrpcServer implements AsyncDisposable {
   readonly #config: GrpcServerConfig
   readonly #collaborators: GrpcServerCollaborators
-  readonly #server = new Server({
-    'grpc.max_receive_message_length': MESSAGE_BYTES_MAX,
-    'grpc.max_send_message_length': MESSAGE_BYTES_MAX,
-  })
+  readonly #server: Server
   /** Calls under way, each with what cancels it. */
   readonly #calls = new Map<Promise<void>, AbortController>()
   #closed: Promise<void> | undefined
 
   private constructor(config: GrpcServerConfig, collaborators: GrpcServerCollaborators) {
+    const { messageBytesMax = MESSAGE_BYTES_MAX } = config
     this.#config = config
     this.#collaborators = collaborators
+    this.#server = new Server({
+      'grpc.max_receive_message_length': messageBytesMax,
+      'grpc.max_send_message_length': messageBytesMax,
+    })
   }
 
   /**

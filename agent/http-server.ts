@@ -1,3 +1,4 @@
+import type { ServerOptions } from 'node:https'
 import fastify, { type FastifyInstance, type FastifyPluginAsync } from 'fastify'
 import type { ListenAddress } from './config.ts'
 
@@ -15,13 +16,18 @@ export class HttpServer implements AsyncDisposable {
     this.address = address
   }
 
-  /** Rejects if the address is in use. */
-  static async listen(listen: ListenAddress, routes: FastifyPluginAsync): Promise<HttpServer> {
+  /** Over TLS where `tls` says how. Rejects if the address is in use. */
+  static async listen(
+    listen: ListenAddress,
+    routes: FastifyPluginAsync,
+    tls?: ServerOptions,
+  ): Promise<HttpServer> {
     const server = fastify({
       logger: false,
       keepAliveTimeout: KEEP_ALIVE_MS,
       forceCloseConnections: 'idle',
       exposeHeadRoutes: false,
+      ...(tls && { https: tls }),
     })
     await server.register(routes)
     const address = await server.listen(listen)

@@ -37,6 +37,7 @@ export class Metrics {
   readonly #registryLoginsRefused: Counter
   readonly #verificationFailures: Counter<'what'>
   readonly #imagesRefused: Counter<'policy'>
+  readonly #peerAnswers: Counter<'what' | 'found'>
   readonly #callSeconds: Histogram<'method' | 'code'>
   readonly #fetchedBySource = new Map<string, number>()
   readonly #recentWaitsMs: number[] = []
@@ -82,6 +83,12 @@ export class Metrics {
     this.#registryLoginsRefused = new Counter({
       name: 'ipdr_registry_logins_refused_total',
       help: 'Credentials that were shown to a registry and that it did not take.',
+      registers,
+    })
+    this.#peerAnswers = new Counter({
+      name: 'ipdr_cluster_answers_total',
+      help: 'Questions of other nodes that were answered, and whether what they asked for was found.',
+      labelNames: ['what', 'found'],
       registers,
     })
     this.#imagesRefused = new Counter({
@@ -140,6 +147,10 @@ export class Metrics {
   verificationFailed(what: 'block' | 'layer' | 'toc'): void {
     this.#verificationFailures.inc({ what })
     this.#verificationFailureCount += 1
+  }
+
+  peerAnswered(what: 'index' | 'prefetch', found: boolean): void {
+    this.#peerAnswers.inc({ what, found: String(found) })
   }
 
   imageRefused(policy: string): void {

@@ -24,9 +24,25 @@ export function connect<Definition extends ServiceDefinition, Handlers>(
   socketPath: string,
   headers: Readonly<Record<string, string>> = {},
 ): ServiceClient<Definition, Handlers> {
-  const client = new Client(`unix:${socketPath}`, credentials.createInsecure(), {
-    'grpc.max_receive_message_length': MESSAGE_BYTES_MAX,
-    'grpc.max_send_message_length': MESSAGE_BYTES_MAX,
+  const target = `unix:${socketPath}`
+  return connectTo(contract, { target, messageBytesMax: MESSAGE_BYTES_MAX, headers })
+}
+
+/** The same for a target in gRPC's own words, `unix:/path` or `host:port`, in plain text, with a limit to messages either way. */
+export function connectTo<Definition extends ServiceDefinition, Handlers>(
+  contract: Contract<Definition, Handlers>,
+  options: {
+    readonly target: string
+    readonly messageBytesMax: number
+    readonly headers?: Headers
+  },
+): ServiceClient<Definition, Handlers> {
+  const { target, messageBytesMax, headers = {} } = options
+  const client = new Client(target, credentials.createInsecure(), {
+    'grpc.max_receive_message_length': messageBytesMax,
+    'grpc.max_send_message_length': messageBytesMax,
+    // What the environment says of proxies is meant for the web.
+    'grpc.enable_http_proxy': 0,
   })
   const calls = Object.entries(contract.definition).map(([name, method]) => [
     name,

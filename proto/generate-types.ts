@@ -23,6 +23,7 @@ execFileSync(
     'containerd/tasks.proto',
     'cri.proto',
     'ipdr/agent.proto',
+    'keyprovider/keyprovider.proto',
   ],
   // The directory stands in the files' first lines.
   { cwd: root, stdio: 'inherit' },

@@ -10,6 +10,11 @@ import type { TasksDefinition, TasksHandlers } from './types/containerd/services
 import type { ProtoGrpcType as CriFile } from './types/cri.ts'
 import type { AgentDefinition, AgentHandlers } from './types/ipdr/v1/Agent.ts'
 import type {
+  KeyProviderServiceDefinition,
+  KeyProviderServiceHandlers,
+} from './types/keyprovider/KeyProviderService.ts'
+import type { ProtoGrpcType as KeyProviderFile } from './types/keyprovider.ts'
+import type {
   ImageServiceDefinition,
   ImageServiceHandlers,
 } from './types/runtime/v1/ImageService.ts'
@@ -47,6 +52,15 @@ export function criRuntimeContract(): Contract<RuntimeServiceDefinition, Runtime
 /** runtime.v1.ImageService: the images of CRI. */
 export function criImageContract(): Contract<ImageServiceDefinition, ImageServiceHandlers> {
   return { definition: (load('cri.proto') as CriFile).runtime.v1.ImageService.service }
+}
+
+/** keyprovider.KeyProviderService: what ocicrypt asks of those who wrap and unwrap keys. */
+export function keyProviderContract(): Contract<
+  KeyProviderServiceDefinition,
+  KeyProviderServiceHandlers
+> {
+  const file = load('keyprovider/keyprovider.proto') as KeyProviderFile
+  return { definition: file.keyprovider.KeyProviderService.service }
 }
 
 /** The file's packages, by the options that the types in types/ were generated for. */

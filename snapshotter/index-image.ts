@@ -5,6 +5,7 @@ import { openIpfsImage } from './dag/open-ipfs-image.ts'
 import { readImageConfig } from './dag/read-image-config.ts'
 import { findSideIndex } from './dag/side-indexes.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
+import { isEncrypted } from './encryption/layer-encryption.ts'
 import { CodedError, ImageError } from './errors.ts'
 import { indexGzipLayer } from './layers/index-gzip-layer.ts'
 import type { Descriptor } from './oci/descriptor.ts'
@@ -73,7 +74,8 @@ type IndexImageOptions = {
 /**
  * Makes the layers of an image lazily readable that others wrote, without writing them anew: reads each once, and writes a root
  * that leads to the same manifests and blobs and has `indexes/<layer digest>` beside them. Of an index of platforms, those that
- * are there. Rejects with ImageError or LayerError if the image is not what its digests say, and as BlockSource.get and the sink.
+ * are there. Encrypted layers get none. Rejects with ImageError or LayerError if the image is not what its digests say, with
+ * FAILED_PRECONDITION if all its layers are encrypted, and as BlockSource.get and the sink.
  */
 export async function indexImage(
   { root, selector }: ImageReference,
@@ -83,7 +85,13 @@ export async function indexImage(
   const request = { priority: 'foreground', signal } as const
   const image = await openIpfsImage(root, blocks, request)
   const indexing = new ImageIndexing(image, options)
-  for (const manifest of await manifestsOf(image, selector, request)) {
+  const manifests = await manifestsOf(image, selector, request)
+  const mediaTypes = manifests.flatMap(({ layers }) => layers.map(({ mediaType }) => mediaType))
+  if (mediaTypes.length > 0 && mediaTypes.every(isEncrypted)) {
+    const message = `every layer of ${root.toString()} is encrypted, and an index beside it would show what they hide: publish the source again with ipdr push --encrypt-to, which puts the index inside the ciphertext`
+    throw new ImageError('FAILED_PRECONDITION', message)
+  }
+  for (const manifest of manifests) {
     await indexing.manifest(manifest, request)
   }
   const { layers, added } = indexing
@@ -133,10 +141,11 @@ class ImageIndexing {
 
   async #outcome(
     blob: UnixfsFile,
-    { digest, annotations = {} }: Descriptor,
+    { digest, mediaType, annotations = {} }: Descriptor,
     diffId: Digest,
     request: BlockRequest,
   ): Promise<LayerOutcome> {
+    if (isEncrypted(mediaType)) return { kind: 'impossible', because: WHY_IMPOSSIBLE.encrypted }
     if (LAYER_INDEX_ANNOTATION in annotations) {
       return { kind: 'needs-none', because: 'it has a table of contents of its own' }
     }
@@ -218,6 +227,7 @@ class ImageIndexing {
 
 const WHY_IMPOSSIBLE = {
   zstd: 'zstd can only be decoded from the start of a frame, and such a layer is one frame: a table of contents alone would not make it lazy; push the image again with ipdr push',
+  encrypted: 'it is encrypted, and an index beside it would show what it hides',
   unknown: 'it is neither tar nor gzip nor zstd: an encrypted or damaged layer',
 } as const
 

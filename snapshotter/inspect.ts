@@ -8,6 +8,8 @@ import { openIpfsImage } from './dag/open-ipfs-image.ts'
 import { readImageConfig } from './dag/read-image-config.ts'
 import { findSideIndex } from './dag/side-indexes.ts'
 import type { UnixfsFile } from './dag/unixfs-file.ts'
+import { LAYER_CIPHER } from './encryption/layer-cipher.ts'
+import { isEncrypted, parseLayerEncryption } from './encryption/layer-encryption.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import type { Digest } from './oci/digest.ts'
 import { checkRunnable, type ImageManifest, parseManifest } from './oci/manifest.ts'
@@ -20,10 +22,12 @@ import { fetchChunkedTables } from './toc/chunked/fetch-chunked-tables.ts'
 import { joinChunkedTables } from './toc/chunked/join-chunked-tables.ts'
 import { estargzLayer } from './toc/estargz/estargz-layer.ts'
 import { fetchEstargzToc } from './toc/estargz/fetch-estargz-toc.ts'
+import { LAYER_INDEX_ANNOTATION } from './toc/layer-index.ts'
 import type { LayerToc } from './toc/layer-toc.ts'
 import { readLayerIndex } from './toc/read-layer-toc.ts'
 import { decodeSideIndex, type IndexedLayer } from './toc/side-index.ts'
 import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
+import { CHUNKED_POSITION_ANNOTATION } from './toc/zstd-chunked.ts'
 
 /** Layers looked at side by side. 8 × 16 inner nodes of 256 KiB at most: 32 MiB on their way. */
 const LAYERS_AT_ONCE = 8
@@ -42,6 +46,18 @@ export type LazyReading =
     }
   /** A plain tar: its headers are read where they lie. */
   | { readonly kind: 'headers' }
+  /**
+   * Ciphertext, whose key opens its table of contents too: `table` is the one that its annotations name, undefined if none. `kinds`
+   * of recipients: `jwe`, `provider.<name>`, and those that this agent does not open.
+   */
+  | {
+      readonly kind: 'encrypted'
+      readonly table: 'ipdr' | 'zstd:chunked' | undefined
+      readonly cipher: string
+      readonly recipientKinds: readonly string[]
+      /** Wrapped copies of its key: one a recipient. */
+      readonly recipients: number
+    }
   /** The layer is read whole before its first mount; `because` is a sentence. */
   | { readonly kind: 'none'; readonly because: string }
 
@@ -51,8 +67,8 @@ export type LayerInspection = {
   /** Of the blob, as UnixFS file. */
   readonly cid: string
   readonly mediaType: string
-  /** What the blob is by its content, whatever the media type says. */
-  readonly format: 'tar' | 'tar+gzip' | 'tar+zstd' | 'unknown'
+  /** What the blob is by its content, whatever the media type says; of an encrypted one nothing else can be told. */
+  readonly format: 'tar' | 'tar+gzip' | 'tar+zstd' | 'encrypted' | 'unknown'
   readonly blobBytes: number
   /** IPFS blocks that hold the blob's content: what can be fetched alone. */
   readonly leaves: number
@@ -178,7 +194,9 @@ async function inspectManifest(
     const layer = manifest.layers[position]
     if (layer === undefined) return
     const blob = await image.blob(layer.digest, { ...request, signal })
-    const read = await inspectBlob(blob, layer.annotations ?? {}, { ...request, signal })
+    const read = isEncrypted(layer.mediaType)
+      ? inspectEncryption(layer.annotations ?? {}, layer.digest)
+      : await inspectBlob(blob, layer.annotations ?? {}, { ...request, signal })
     const diffId = diffIds[position] ?? layer.digest
     const named = { blobDigest: layer.digest, blobSize: blob.size, diffId }
     const reading = { blocks, request: { ...request, signal } }
@@ -219,6 +237,29 @@ async function inspectPrefetch(
   } catch (error) {
     if (!(error instanceof LayerError)) throw error
     return { kind: 'refused', because: error.message }
+  }
+}
+
+/** What the annotations of an encrypted layer may name, in the order in which it is believed. */
+const TABLE_ANNOTATIONS = [
+  [LAYER_INDEX_ANNOTATION, 'ipdr'],
+  [CHUNKED_POSITION_ANNOTATION, 'zstd:chunked'],
+] as const
+
+/** Not a byte is read: ciphertext says nothing, and its table of contents is part of it. */
+function inspectEncryption(
+  annotations: Readonly<Record<string, string>>,
+  layer: Digest,
+): Pick<LayerInspection, 'format' | 'lazy'> {
+  const format = 'encrypted'
+  try {
+    const { recipientKinds, wrapped } = parseLayerEncryption(annotations, layer)
+    const table = TABLE_ANNOTATIONS.find(([annotation]) => annotation in annotations)?.[1]
+    const found = { table, cipher: LAYER_CIPHER, recipientKinds, recipients: wrapped.length }
+    return { format, lazy: { kind: 'encrypted', ...found } }
+  } catch (error) {
+    if (!(error instanceof LayerError)) throw error
+    return { format, lazy: { kind: 'none', because: error.message } }
   }
 }
 

@@ -2,6 +2,7 @@ import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from './block-source.ts'
 import { openIpfsImage } from './dag/open-ipfs-image.ts'
 import { readImageConfig } from './dag/read-image-config.ts'
+import { isEncrypted } from './encryption/layer-encryption.ts'
 import { ImageError } from './errors.ts'
 import type { Digest } from './oci/digest.ts'
 import type { ImageConfig } from './oci/image-config.ts'
@@ -58,7 +59,8 @@ export async function prefetchListsOf(
 /**
  * Publishes an image again with the lists of another one beside it, platform by platform: files are looked up by path and size,
  * so an image that was built anew keeps what is known of its unchanged files. Resolves to the new root, which is the old one if no
- * list fits. Rejects with ImageError, LayerError, as BlockSource.get and as the sink.
+ * list fits. Rejects with ImageError (FAILED_PRECONDITION if a layer is encrypted: lists name files in plain text), LayerError,
+ * as BlockSource.get and as the sink.
  */
 export async function carryPrefetchLists(
   lists: ReadonlyMap<string, PrefetchList>,
@@ -72,6 +74,12 @@ export async function carryPrefetchLists(
   for (const target of await runnableManifests(image, blocks, request)) {
     const list = lists.get(target.platform)
     if (list === undefined) continue
+    if (target.manifest.layers.some(({ mediaType }) => isEncrypted(mediaType))) {
+      throw new ImageError(
+        'FAILED_PRECONDITION',
+        `image ${root.toString()} has encrypted layers, and a prefetch list beside it would name their files to everybody`,
+      )
+    }
     const tables = await tablesOf(target, list, { root, blocks, request })
     const { list: found, dropped } = placeRanges(list, tables)
     if (found.ranges.length === 0) continue

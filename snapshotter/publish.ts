@@ -8,6 +8,7 @@ import { SNIFF_BYTES, sniffCompression } from './toc/sniff-compression.ts'
 export type { ImageToPush } from './publish/image-to-push.ts'
 export type { BlockSink } from './publish/import-image.ts'
 export {
+  type PushEncryption,
   type PushedImage,
   type PushedLayer,
   type PushProgress,

@@ -2,6 +2,7 @@ import { BlobStore } from './blobs/blob-store.ts'
 import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
 import type { LazyLayer } from './blobs/lazy-layer.ts'
 import type { BlockSource, Priority } from './block-source.ts'
+import type { ClusterPeers } from './cluster-peers.ts'
 import { IpfsImageDirectory } from './dag/ipfs-image-directory.ts'
 import { type KeyRing, NO_KEYS } from './encryption/key-ring.ts'
 import { isEncrypted } from './encryption/layer-encryption.ts'
@@ -23,6 +24,7 @@ import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
 import type { Log } from './log.ts'
 import { parseImageReference } from './oci/reference.ts'
 import { ImageRecording } from './prefetch/image-recording.ts'
+import { encodePrefetchList } from './prefetch/prefetch-list.ts'
 import { Prefetcher } from './prefetch/prefetcher.ts'
 import { StartRecorder } from './prefetch/start-recorder.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
@@ -67,6 +69,8 @@ type Collaborators = {
   readonly registries?: ImageRegistries
   /** Ends the container that has an active snapshot; by default containers only get EIO. */
   readonly endContainer?: (snapshotKey: string) => Promise<void>
+  /** Other nodes of the cluster; by default none. */
+  readonly peers?: ClusterPeers
   /** Which images may run; by default all. */
   readonly trust?: TrustPolicies
   readonly log: Log
@@ -129,6 +133,7 @@ export class Snapshotter implements AsyncDisposable {
       keys = NO_KEYS,
       registries,
       endContainer,
+      peers,
       trust = new TrustPolicies([], { onRefused: () => {} }),
       log,
       metrics,
@@ -189,6 +194,7 @@ export class Snapshotter implements AsyncDisposable {
         log,
         tables,
         shared,
+        peers,
         keys: new LayerKeys(keys, (blobCid) =>
           catalog.imageLayers(blobCid).filter(({ mediaType }) => isEncrypted(mediaType)),
         ),
@@ -225,7 +231,7 @@ export class Snapshotter implements AsyncDisposable {
     const prefetcher = opened.use(
       await Prefetcher.open(
         { dir: places.prefetchDir, storeBytesMax: config.storeBytesMax },
-        { catalog, store, blocks, tables, places, recorder, log },
+        { catalog, store, blocks, tables, places, recorder, peers, log },
       ),
     )
     const registryImages = registries && new RegistryImages({ catalog, registries, trust, log })
@@ -388,6 +394,20 @@ export class Snapshotter implements AsyncDisposable {
             ? 'not all of it was checked on this node'
             : `it is ${record.format}`
     throw new LayerError('NOT_FOUND', `there is no index of the layer at ${blobCid}: ${why}`)
+  }
+
+  /**
+   * The prefetch list that this node learned of the image with this chain ID, for others. Rejects with LayerError NOT_FOUND if there
+   * is none, or if a layer of the image is encrypted: it names what is in there.
+   */
+  async learnedList(layerChainId: string): Promise<Uint8Array> {
+    const { catalog, prefetcher } = this.#parts
+    const list = await prefetcher.learned(layerChainId)
+    const isSecret = list?.layers
+      .flatMap(({ diffId }) => catalog.layersByDiffId(diffId))
+      .some(({ mediaType }) => isEncrypted(mediaType))
+    if (list !== undefined && isSecret !== true) return encodePrefetchList(list)
+    throw new LayerError('NOT_FOUND', `there is no prefetch list of ${layerChainId} for others`)
   }
 
   /**

@@ -1,4 +1,4 @@
-import type { KeyObject } from 'node:crypto'
+import { createPublicKey, type KeyObject } from 'node:crypto'
 import { opendir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { decryptJwe } from '../../snapshotter/encryption/jwe.ts'
@@ -31,10 +31,12 @@ export type NamedKey = {
   /** Name of its file. */
   readonly name: string
   readonly key: KeyObject
+  /** Its public half. */
+  readonly publicKey: KeyObject
 }
 
 type HeldKey = { readonly name: string; readonly version: string } & (
-  | { readonly key: KeyObject }
+  | Omit<NamedKey, 'name'>
   /** Why the file cannot be used. */
   | { readonly problem: KeyError }
 )
@@ -142,7 +144,8 @@ export class KeyDirectory implements KeyUnwrapper {
     const version = `${key} ${(await versionAt(path + PASSPHRASE_SUFFIX)) ?? ''}`
     if (before?.version === version) return before
     try {
-      return { name, version, key: await readKey(path) }
+      const key = await readKey(path)
+      return { name, version, key, publicKey: createPublicKey(key) }
     } catch (error) {
       if (isMissing(error)) return undefined
       return { name, version, problem: asKeyError(error, path) }
@@ -162,8 +165,6 @@ async function readKey(path: string): Promise<KeyObject> {
       error.code,
       `${error.message}: put it into ${path}${PASSPHRASE_SUFFIX}, with mode 600`,
     )
-  } finally {
-    bytes.fill(0)
   }
 }
 

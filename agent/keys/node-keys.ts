@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { KeyError } from '../../snapshotter/encryption/key-file.ts'
 import type { KeyRing } from '../../snapshotter/encryption/key-ring.ts'
 import type { KeyUnwrapper } from '../../snapshotter/encryption/key-unwrapper.ts'
-import { CodedError } from '../../snapshotter/errors.ts'
+import { KeyUnwrappers } from '../../snapshotter/encryption/key-unwrappers.ts'
 import type { Log } from '../../snapshotter/log.ts'
 import { KeyDirectory } from './key-directory.ts'
 
@@ -36,8 +36,13 @@ export class NodeKeys implements KeyRing {
     this.#providers = providers
     this.all = {
       unwrap: async (...asked) =>
-        firstThatOpens([...this.#shared(), ...(await this.#scoped())], asked),
+        new KeyUnwrappers([...this.#shared(), ...(await this.#scoped())]).unwrap(...asked),
     }
+  }
+
+  /** The keys for every pod of the node; undefined if the configuration names no directory. */
+  get nodeWide(): KeyDirectory | undefined {
+    return this.#dir === undefined ? undefined : this.#directory('.')
   }
 
   of(namespace: string): KeyUnwrapper {
@@ -46,15 +51,13 @@ export class NodeKeys implements KeyRing {
         const own = (await this.#namespaces()).includes(namespace)
           ? [this.#directory(namespace)]
           : []
-        return firstThatOpens([...own, ...this.#shared()], asked)
+        return new KeyUnwrappers([...own, ...this.#shared()]).unwrap(...asked)
       },
     }
   }
 
   #shared(): KeyUnwrapper[] {
-    return this.#dir === undefined
-      ? [...this.#providers]
-      : [this.#directory('.'), ...this.#providers]
+    return this.nodeWide === undefined ? [...this.#providers] : [this.nodeWide, ...this.#providers]
   }
 
   async #scoped(): Promise<KeyUnwrapper[]> {
@@ -82,23 +85,4 @@ export class NodeKeys implements KeyRing {
     this.#directories.set(name, directory)
     return directory
   }
-}
-
-/** What the first of them opens. If none does, rejects with the first reason why one could not be asked. */
-async function firstThatOpens(
-  unwrappers: readonly KeyUnwrapper[],
-  asked: Parameters<KeyUnwrapper['unwrap']>,
-): Promise<Uint8Array | undefined> {
-  let failure: CodedError | undefined
-  for (const unwrapper of unwrappers) {
-    try {
-      const opened = await unwrapper.unwrap(...asked)
-      if (opened !== undefined) return opened
-    } catch (error) {
-      if (!(error instanceof CodedError)) throw error
-      failure ??= error
-    }
-  }
-  if (failure !== undefined) throw failure
-  return undefined
 }

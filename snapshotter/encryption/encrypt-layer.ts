@@ -1,8 +1,8 @@
-import { type KeyObject, randomBytes } from 'node:crypto'
-import { encryptJwe } from './jwe.ts'
+import { randomBytes } from 'node:crypto'
 import { LAYER_KEY_BYTES, LAYER_NONCE_BYTES, type LayerHmac, LayerKey } from './layer-cipher.ts'
 import { layerEncryptionAnnotations } from './layer-encryption.ts'
 import { privateOptionsBytes } from './private-options.ts'
+import type { Recipient } from './recipient.ts'
 
 /** Encrypts one layer under a fresh key, piece by piece; no byte of the blob moves and none is added. */
 export class LayerEncryptor {
@@ -26,20 +26,19 @@ export class LayerEncryptor {
     return ciphertext
   }
 
-  /** Call once, after the last piece: the annotations with which each of `recipients` can open the layer. */
+  /**
+   * Call once, after the last piece: the annotations with which each of `recipients` can open the layer. Rejects as
+   * `Recipient.wrap` and `layerEncryptionAnnotations`.
+   */
   async finish(options: {
     /** Digest of the blob before it was encrypted. */
     readonly plainDigest: string
-    /** Public keys. */
-    readonly recipients: readonly KeyObject[]
+    readonly recipients: readonly Recipient[]
+    readonly signal: AbortSignal
   }): Promise<Record<string, string>> {
-    const content = privateOptionsBytes({ key: this.#key, plainDigest: options.plainDigest })
-    const wrapped = await Promise.all(
-      options.recipients.map(async (recipient) => ({
-        kind: 'jwe' as const,
-        bytes: await encryptJwe(content, recipient),
-      })),
-    )
+    const { plainDigest, recipients, signal } = options
+    const content = privateOptionsBytes({ key: this.#key, plainDigest })
+    const wrapped = await Promise.all(recipients.map((each) => each.wrap(content, signal)))
     return layerEncryptionAnnotations({ wrapped, hmac: this.#hmac.digest() })
   }
 }

@@ -4,6 +4,7 @@ import {
   FlattenedEncrypt,
   type FlattenedJWE,
   flattenedDecrypt,
+  GeneralEncrypt,
   type GeneralJWE,
   generalDecrypt,
 } from 'jose'
@@ -19,15 +20,30 @@ const RSA_ALGORITHMS = ['RSA-OAEP', 'RSA-OAEP-256']
 const CONTENT_BYTES_MAX = 4096
 
 /** Recipients of one JWE that are tried. 64: as many as layers may have wrapped keys. */
-const RECIPIENTS_MAX = 64
+export const RECIPIENTS_MAX = 64
 
 /** Encrypts `content` for the holder of the private half of `key`, as JWE in flattened JSON (RFC 7516, 7.2.2). */
 export async function encryptJwe(content: Uint8Array, key: KeyObject): Promise<Uint8Array> {
-  const alg = key.asymmetricKeyType === 'rsa' ? 'RSA-OAEP' : EC_ALGORITHM
+  const alg = algorithmFor(key)
   const jwe = await new FlattenedEncrypt(content)
     .setProtectedHeader({ alg, enc: CONTENT_ENCRYPTION })
     .encrypt(key)
   return Buffer.from(JSON.stringify(jwe))
+}
+
+/** The same for the holders of several keys, in general JSON (RFC 7516, 7.2.1). Throws RangeError beyond `RECIPIENTS_MAX`. */
+export async function encryptGeneralJwe(
+  content: Uint8Array,
+  keys: readonly KeyObject[],
+): Promise<Uint8Array> {
+  if (keys.length > RECIPIENTS_MAX) {
+    throw new RangeError(`a JWE for ${keys.length} recipients, ${RECIPIENTS_MAX} are read`)
+  }
+  const encrypt = new GeneralEncrypt(content).setProtectedHeader({ enc: CONTENT_ENCRYPTION })
+  for (const key of keys) {
+    encrypt.addRecipient(key).setUnprotectedHeader({ alg: algorithmFor(key) })
+  }
+  return Buffer.from(JSON.stringify(await encrypt.encrypt()))
 }
 
 /**
@@ -62,6 +78,10 @@ export async function decryptJwe(
     if (error instanceof DOMException) return undefined
     throw error
   }
+}
+
+function algorithmFor(key: KeyObject): string {
+  return key.asymmetricKeyType === 'rsa' ? 'RSA-OAEP' : EC_ALGORITHM
 }
 
 function malformed(what: string, why: string): LayerError {

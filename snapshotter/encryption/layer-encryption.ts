@@ -98,11 +98,17 @@ export function encryptionAnnotations(
   return Object.fromEntries(kept)
 }
 
-/** The annotations of a layer that was encrypted: the way back from `parseLayerEncryption`. */
+/**
+ * The annotations of a layer that was encrypted: the way back from `parseLayerEncryption`. Throws LayerError RESOURCE_EXHAUSTED
+ * if they are more than it reads, INVALID_ARGUMENT if there is no recipient at all.
+ */
 export function layerEncryptionAnnotations({
   wrapped,
   hmac,
 }: Pick<LayerEncryption, 'wrapped' | 'hmac'>): Record<string, string> {
+  if (wrapped.length === 0) {
+    throw new LayerError('INVALID_ARGUMENT', 'a layer was to be encrypted for nobody')
+  }
   const annotations: Record<string, string> = {
     [PUBLIC_OPTIONS]: toBase64(
       Buffer.from(
@@ -114,6 +120,13 @@ export function layerEncryptionAnnotations({
     const name = KEYS + (key.kind === 'jwe' ? 'jwe' : PROVIDER + key.provider)
     const others = annotations[name]
     annotations[name] = (others === undefined ? '' : `${others},`) + toBase64(key.bytes)
+  }
+  const [longest = ''] = Object.values(annotations).toSorted((a, b) => b.length - a.length)
+  if (wrapped.length > WRAPPED_KEYS_MAX || longest.length > ANNOTATION_CHARS_MAX) {
+    throw new LayerError(
+      'RESOURCE_EXHAUSTED',
+      `the keys of a layer for ${wrapped.length} recipients have up to ${longest.length} characters; nodes read ${WRAPPED_KEYS_MAX} keys, and ${ANNOTATION_CHARS_MAX} characters of one kind: encrypt for fewer recipients, or for EC keys`,
+    )
   }
   return annotations
 }

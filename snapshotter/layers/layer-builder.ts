@@ -7,6 +7,7 @@ import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import { blobCid, RegistryBlob, type RegistryBlobName } from '../blobs/registry-blob.ts'
 import type { BlockSource } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
+import type { ClusterPeers } from '../cluster-peers.ts'
 import { readSideIndex } from '../dag/side-indexes.ts'
 import { UnixfsFile } from '../dag/unixfs-file.ts'
 import { DecryptedBlob } from '../encryption/decrypted-blob.ts'
@@ -24,7 +25,7 @@ import { decodeToc, encodeToc, LAYER_INDEX_ANNOTATION } from '../toc/layer-index
 import type { LayerToc } from '../toc/layer-toc.ts'
 import { fetchLayerIndex } from '../toc/read-layer-toc.ts'
 import { SNIFF_BYTES, sniffCompression } from '../toc/sniff-compression.ts'
-import { vouchedTable } from '../toc/table-annotations.ts'
+import { NO_TABLES, tablesNamed, vouchedTable } from '../toc/table-annotations.ts'
 import { TarLayerMap } from '../toc/tar-layer-map.ts'
 import { walkTar } from '../toc/walk-tar.ts'
 import type { Catalog, FoundLayer, ImageLayer, LayerFormat, LayerRecord } from './catalog.ts'
@@ -55,7 +56,17 @@ type Parts = {
   readonly blocks: BlockSource
   readonly shared: SharedLeaves
   readonly keys: LayerKeys
+  readonly peers: ClusterPeers | undefined
   readonly log: Log
+}
+
+/** An index of a gzip layer that is not in its blob, and who says so. */
+type OutsideIndex = {
+  /** For people: the index … cannot be used. */
+  readonly whose: string
+  /** CIDv1, where an image's publisher vouches for it. */
+  readonly indexCid: string | undefined
+  readonly read: () => Promise<Uint8Array>
 }
 
 type Found = {
@@ -98,8 +109,10 @@ export class LayerBuilder {
           { digest: layer.blobDigest, cid: layer.blobCid },
         )
       }
-      const byIndex = await this.#buildByIndex(id, layer, blob, signal)
-      if (byIndex !== undefined) return byIndex
+      for await (const index of this.#outsideIndexes(layer, blob, signal)) {
+        const byIndex = await this.#buildByIndex(id, layer, blob, index, signal)
+        if (byIndex !== undefined) return byIndex
+      }
       return await this.#finish(id, blob, await this.#find(id, layer, blob, signal), signal)
     } catch (error) {
       await this.#discard(id)
@@ -185,25 +198,54 @@ export class LayerBuilder {
   }
 
   /**
-   * Builds a layer from the side index that lies beside its image, reading of the blob only what the metadata image needs.
-   * Undefined, with a sentence in the log, if there is none or it cannot be used: no byte of the layer was served yet.
+   * Indexes of a layer that are not in its blob, the best first: the one beside its image, for which its publisher vouches, and what a
+   * peer found out that has checked the layer whole.
+   */
+  async *#outsideIndexes(
+    layer: ImageLayer,
+    blob: LayerBlob,
+    signal: AbortSignal,
+  ): AsyncGenerator<OutsideIndex, void> {
+    const { blocks, peers } = this.#parts
+    const { indexCid, blobCid, annotations } = layer
+    // Of an encrypted layer it would say in plain text what that is to hide, and nobody with the key has vouched for it.
+    if (blob instanceof DecryptedBlob) return
+    // One inside the blob is vouched for by the manifest itself.
+    if (LAYER_INDEX_ANNOTATION in annotations) return
+    if (indexCid !== undefined) {
+      const request = { priority: 'foreground', signal } as const
+      yield {
+        whose: 'beside its image',
+        indexCid,
+        read: () => readSideIndex(CID.parse(indexCid), blob.size, blocks, request),
+      }
+    }
+    // Those of other writers are read where they lie: no peer need be asked.
+    if (peers === undefined || tablesNamed(annotations) !== NO_TABLES) return
+    const found = await peers.sideIndex(blobCid, signal)
+    if (found === undefined) return
+    yield {
+      whose: `from ${found.peer}`,
+      indexCid: undefined,
+      read: () => Promise.resolve(found.bytes),
+    }
+  }
+
+  /**
+   * Builds a gzip layer by an index, reading of the blob only what the metadata image needs.
+   * Undefined, with a sentence in the log, if it cannot be used: no byte of the layer was served yet.
    */
   async #buildByIndex(
     id: number,
     layer: ImageLayer,
     blob: LayerBlob,
+    { whose, indexCid, read }: OutsideIndex,
     signal: AbortSignal,
   ): Promise<BuiltLayer | undefined> {
-    const { indexCid, blobDigest } = layer
-    // One inside the blob is vouched for by the manifest itself.
-    if (indexCid === undefined || LAYER_INDEX_ANNOTATION in layer.annotations) return undefined
-    // It would say in plain text what the layer is to hide, and nobody with the key has vouched for it.
-    if (blob instanceof DecryptedBlob) return undefined
-    const { blocks, tables, log } = this.#parts
+    const { tables, log } = this.#parts
+    const { blobDigest } = layer
     try {
-      const request = { priority: 'foreground', signal } as const
-      const stored = await readSideIndex(CID.parse(indexCid), blob.size, blocks, request)
-      const answer = await tables.index({ kind: 'sideIndex', stored, layer })
+      const answer = await tables.index({ kind: 'sideIndex', stored: await read(), layer })
       const map = readLayerMap(answer.map)
       await this.#writeMap(id, blob, map)
       const held = await this.#hold(id, map)
@@ -225,7 +267,7 @@ export class LayerBuilder {
       await this.#discard(id)
       log.warn(
         { layer: blobDigest, index: indexCid, reason: error.message },
-        `layer ${blobDigest}: the index beside its image cannot be used, so the layer is read without it: ${error.message}`,
+        `layer ${blobDigest}: the index ${whose} cannot be used, so the layer is read without it: ${error.message}`,
       )
       return undefined
     }

@@ -1,3 +1,5 @@
+import { isEncrypted } from '../encryption/layer-encryption.ts'
+import { ImageError } from '../errors.ts'
 import { dropPageCache } from '../kernel/drop-page-cache.ts'
 import type { ImageRecord, LayerRecord } from '../layers/catalog.ts'
 import type { LayerMounts } from '../layers/layer-mounts.ts'
@@ -53,13 +55,23 @@ export class ImageRecording implements Disposable {
     this.#opened = opened
   }
 
-  /** Begins to record; `layers` are those of the image, bottom first. What the page cache has of them is dropped. */
+  /**
+   * Begins to record; `layers` are those of the image, bottom first. What the page cache has of them is dropped. Rejects with
+   * ImageError FAILED_PRECONDITION if one is encrypted: a list is published in plain text.
+   */
   static async start(
     image: ImageRecord,
     layers: readonly LayerRecord[],
     { recorder, mounts, prefetcher }: Parts,
   ): Promise<ImageRecording> {
     using opened = new DisposableStack()
+    if (layers.some(({ mediaType }) => isEncrypted(mediaType))) {
+      throw new ImageError(
+        'FAILED_PRECONDITION',
+        `image ${image.rootCid} has encrypted layers, and a prefetch list beside it would name their files to everybody: nodes learn their own lists of it, which stay on the node`,
+        { root: image.rootCid },
+      )
+    }
     const ids = layers.map(({ id }) => id)
     const warnings: string[] = []
     if (ids.some((id) => mounts.isMounted(id))) {

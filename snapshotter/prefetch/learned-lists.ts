@@ -9,14 +9,14 @@ const LISTS_MAX = 512
 /** And bytes of them, in all. 64 MiB: that many at an eighth of the largest list. */
 const BYTES_MAX = 64 * 1024 ** 2
 
-/** Who made a list: this node, from a start that it saw, or whoever published the image. */
-export type ListOrigin = 'learned' | 'published'
+/** Who made a list: this node, from a start that it saw, another node of its cluster, or whoever published the image. */
+export type ListOrigin = 'learned' | 'peer' | 'published'
 
 type Kept = { readonly name: string; readonly usedMs: number; readonly bytes: number }
 
 /**
- * Prefetch lists on this node's disk: learned ones by the chain ID of the image's top layer, which names the bytes of all
- * layers, published ones by the root CID and manifest digest of the image.
+ * Prefetch lists on this node's disk: learned ones, here or on a peer, by the chain ID of the image's top layer, which names the
+ * bytes of all layers, published ones by the root CID and manifest digest of the image.
  */
 export class LearnedLists {
   readonly #dir: string

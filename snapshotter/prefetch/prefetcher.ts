@@ -3,7 +3,8 @@ import { CID } from 'multiformats/cid'
 import type { BlobStore } from '../blobs/blob-store.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import type { BlockSource } from '../block-source.ts'
-import { LayerError } from '../errors.ts'
+import type { ClusterPeers } from '../cluster-peers.ts'
+import { CodedError, LayerError } from '../errors.ts'
 import type { Catalog, LayerRecord } from '../layers/catalog.ts'
 import { fuseInode, type LayerPlaces } from '../layers/layer-places.ts'
 import type { TableThread } from '../layers/table-thread.ts'
@@ -14,6 +15,7 @@ import type { LayerRange } from './first-uses.ts'
 import { LearnedLists } from './learned-lists.ts'
 import { placeRanges, sameLayers } from './place-ranges.ts'
 import {
+  decodePrefetchList,
   type ListedLayer,
   type ListedRange,
   listTotals,
@@ -41,6 +43,7 @@ type Parts = {
   readonly places: LayerPlaces
   /** Undefined where nothing is mounted lazily: then nothing is recorded. */
   readonly recorder: StartRecorder | undefined
+  readonly peers: ClusterPeers | undefined
   readonly log: Log
 }
 
@@ -129,6 +132,11 @@ export class Prefetcher implements AsyncDisposable {
     return list
   }
 
+  /** What this node learned of the image with this chain ID, for others; undefined if nothing. */
+  async learned(layerChainId: string): Promise<PrefetchList | undefined> {
+    return this.#lists.get(layerChainId, 'learned')
+  }
+
   /** Stops what is being fetched and recorded, and waits for its end. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort()
@@ -176,12 +184,19 @@ export class Prefetcher implements AsyncDisposable {
       )
   }
 
-  /** What this node saw comes first, then what the publisher saw; where there is neither, what an image much like it read. */
+  /**
+   * What this node saw comes first, then what the publisher saw; where there is neither, what a peer of this cluster saw, or what an
+   * image much like it read.
+   */
   async #find(layers: readonly LayerRecord[], isPull: boolean): Promise<FoundList> {
     const chainId = chainIdOf(layers)
     const learned = await this.#lists.get(chainId, 'learned')
     const published = await this.#published(chainId, isPull)
     const own = [learned, published].filter((list) => list !== undefined)
+    if (own.length === 0) {
+      const shared = await this.#ofPeers(chainId)
+      if (shared !== undefined) own.push(shared)
+    }
     if (own.length === 0) {
       const near = await this.#lists.nearest(layers.map(({ diffId }) => diffId))
       if (near !== undefined) own.push(near)
@@ -214,6 +229,25 @@ export class Prefetcher implements AsyncDisposable {
         { image: rootCid, manifest: manifestDigest },
         `the prefetch list of image ${rootCid} is not used: ${sentenceOf(error)}`,
       )
+      return undefined
+    }
+  }
+
+  /** The list that a peer learned of the same layers, kept: it is a hint from a friend, and checked as one from a stranger. */
+  async #ofPeers(chainId: string): Promise<PrefetchList | undefined> {
+    const { peers, log } = this.#parts
+    const kept = await this.#lists.get(chainId, 'peer')
+    if (kept !== undefined || peers === undefined) return kept
+    const found = await peers.prefetchList(chainId, this.#closing.signal)
+    if (found === undefined) return undefined
+    try {
+      const list = decodePrefetchList(found.bytes)
+      await this.#lists.keep(chainId, 'peer', list)
+      return list
+    } catch (error) {
+      if (!(error instanceof CodedError)) throw error
+      const sentence = `the prefetch list from ${found.peer} is not used: ${error.message}`
+      log.warn({ chainId, peer: found.peer }, sentence)
       return undefined
     }
   }

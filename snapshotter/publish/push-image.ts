@@ -1,4 +1,6 @@
 import type { CID } from 'multiformats/cid'
+import { ENCRYPTED_SUFFIX, isEncrypted } from '../encryption/layer-encryption.ts'
+import type { Recipient } from '../encryption/recipient.ts'
 import { CodedError, ImageError } from '../errors.ts'
 import type { Descriptor } from '../oci/descriptor.ts'
 import { MEDIA_TYPES } from '../oci/descriptor.ts'
@@ -10,9 +12,11 @@ import { MANIFEST_BYTES_MAX, parseManifest } from '../oci/manifest.ts'
 import { formatPlatform } from '../oci/platform.ts'
 import { DEFAULT_TAG } from '../oci/reference.ts'
 import { decompressLayer } from './decompress-layer.ts'
+import { encryptLeaves } from './encrypt-leaves.ts'
 import type { ImageToPush } from './image-to-push.ts'
 import type { BlockSink, ImportedNode } from './import-image.ts'
 import { ImageDirectory, importBlob } from './import-image.ts'
+import { layersToEncrypt } from './layers-to-encrypt.ts'
 import type { WrittenLayer } from './write-layer.ts'
 import { PUBLISHED_LAYER_MEDIA_TYPE, writeLayer } from './write-layer.ts'
 
@@ -37,6 +41,15 @@ export type PushedLayer = {
   readonly keptBecause?: string
   /** Why podman, CRI-O and stargz-snapshotter must read the layer whole. */
   readonly chunkedObstacle?: string
+  /** For whom it was encrypted here: `jwe`, `provider.<name>`, each kind once. */
+  readonly recipientKinds?: readonly string[]
+}
+
+/** For whom layers are encrypted. */
+export type PushEncryption = {
+  readonly recipients: readonly Recipient[]
+  /** Which layers, as `layersToEncrypt` counts them; all unless given. */
+  readonly layers?: readonly number[]
 }
 
 export type PushedImage = {
@@ -48,6 +61,8 @@ export type PushedImage = {
   readonly layers: readonly PushedLayer[]
   /** Platforms of the index that the source does not have. */
   readonly missingPlatforms: readonly string[]
+  /** Attestations of a source that is encrypted: they list what is in the layers, and would be there for all to read. */
+  readonly leftOut: readonly Digest[]
 }
 
 export type PushProgress = {
@@ -62,12 +77,15 @@ export type PushOptions = {
   /** The name under `manifests/`; 'latest' unless given. */
   readonly tag?: string
   readonly onProgress?: (progress: PushProgress) => void
+  /** Layers are encrypted, or the push fails: none that was to be is published in plain text. */
+  readonly encryption?: PushEncryption
 }
 
 /**
  * Publishes an image: every layer is written anew in our format, configs stay as they are (so diff IDs and chain IDs do too),
  * manifests and indexes name the new layers, and all of it goes under one root CID in the IPDR layout.
- * Rejects with ImageError or LayerError if the image is not what its digests and diff IDs say, with CANCELLED, or as the sink.
+ * Rejects with ImageError or LayerError if the image is not what its digests and diff IDs say, with CANCELLED, or as the sink;
+ * FAILED_PRECONDITION if something cannot be encrypted that should be, and as `Recipient.wrap`.
  * Blocks put before a failure stay in the sink; nothing refers to them.
  */
 export async function pushImage(
@@ -83,6 +101,7 @@ export async function pushImage(
     digest,
     layers: [...push.layers.values()],
     missingPlatforms: push.missingPlatforms,
+    leftOut: push.leftOut,
   }
 }
 
@@ -90,18 +109,24 @@ class Push {
   readonly directory: ImageDirectory = new ImageDirectory()
   readonly layers: Map<string, PushedLayer> = new Map()
   readonly missingPlatforms: string[] = []
+  readonly leftOut: Digest[] = []
   readonly #image: ImageToPush
   readonly #sink: BlockSink
   readonly #signal: AbortSignal
   readonly #onProgress: (progress: PushProgress) => void
+  readonly #encryption: PushEncryption | undefined
   /** Descriptors of layers that are published, by source digest and diff ID. */
   readonly #descriptors = new Map<string, Descriptor>()
+  /** Whether a layer is published encrypted, by source digest: once in plain text, it would be no secret elsewhere. */
+  readonly #encrypts = new Map<Digest, boolean>()
 
-  constructor(image: ImageToPush, sink: BlockSink, { signal, onProgress }: PushOptions) {
+  constructor(image: ImageToPush, sink: BlockSink, options: PushOptions) {
+    const { signal, onProgress, encryption } = options
     this.#image = image
     this.#sink = sink
     this.#signal = signal
     this.#onProgress = onProgress ?? (() => {})
+    this.#encryption = encryption
   }
 
   /** Publishes a manifest or index and all below it. */
@@ -116,6 +141,10 @@ class Push {
       document.kind === 'index'
         ? await this.#index(document, depth)
         : await this.#manifest(document, source, what)
+    if (written.bytes.length > MANIFEST_BYTES_MAX) {
+      const message = `the new manifest of ${what} has ${written.bytes.length} bytes, nodes read ${MANIFEST_BYTES_MAX}: encrypt for fewer recipients`
+      throw new ImageError('RESOURCE_EXHAUSTED', message)
+    }
     const digest = digestOf(written.bytes)
     const file = await this.#import(written.bytes)
     this.directory.addManifest(digest, file, tag)
@@ -134,6 +163,10 @@ class Push {
     const manifests: Descriptor[] = []
     const renamed = new Map<string, Digest>()
     for (const child of index.manifests) {
+      if (this.#encryption !== undefined && isAttestation(child)) {
+        this.leftOut.push(child.digest)
+        continue
+      }
       const source = await this.#childManifest(child)
       if (source === undefined) continue
       const { digest, size, mediaType } = await this.document(source, undefined, depth + 1)
@@ -175,14 +208,23 @@ class Push {
     const config = await this.#bytes(manifest.config, IMAGE_CONFIG_BYTES_MAX)
     this.directory.addBlob(manifest.config.digest, await this.#import(config))
     if (!isImageConfig(manifest.config.mediaType)) {
+      if (this.#encryption !== undefined) {
+        const message = `${what} is no container image, so nothing of it can be encrypted: push it without encryption, or an image without it`
+        throw new ImageError('FAILED_PRECONDITION', message)
+      }
       for (const blob of manifest.layers) await this.#keep(blob, 'it is no container image')
       return { bytes: source, mediaType: manifest.mediaType }
     }
     const { diffIds } = parseImageConfig(config, `config ${manifest.config.digest}`)
+    const chosen =
+      this.#encryption === undefined
+        ? new Set<Digest>()
+        : layersToEncrypt(manifest, this.#encryption.layers, what)
     const layers: Descriptor[] = []
     for (const [index, layer] of manifest.layers.entries()) {
       const obstacle = layerObstacle(layer)
       if (obstacle !== undefined) {
+        if (chosen.has(layer.digest)) checkNotInPlain(layer, obstacle)
         layers.push(await this.#keep(layer, obstacle))
         continue
       }
@@ -191,7 +233,11 @@ class Push {
         const message = `${what} has ${manifest.layers.length} layers, its config lists ${diffIds.length} diff IDs`
         throw new ImageError('INVALID_ARGUMENT', message)
       }
-      layers.push(await this.#layer(layer, diffId))
+      const encrypts = chosen.has(layer.digest)
+      this.#checkOneWay(layer, encrypts)
+      layers.push(
+        await this.#layer(layer, diffId, encrypts ? this.#encryption?.recipients : undefined),
+      )
     }
     const { annotations } = manifest
     const mediaType = MEDIA_TYPES.ociManifest
@@ -205,8 +251,22 @@ class Push {
     return { bytes: Buffer.from(JSON.stringify(written)), mediaType }
   }
 
+  /** Throws ImageError FAILED_PRECONDITION if a layer is secret in one image of the index and public in another. */
+  #checkOneWay({ digest }: Descriptor, encrypts: boolean): void {
+    if ((this.#encrypts.get(digest) ?? encrypts) === encrypts) {
+      this.#encrypts.set(digest, encrypts)
+      return
+    }
+    const message = `layer ${digest} would be encrypted for one platform and in plain text for another: encrypt all layers, or push the platforms one by one`
+    throw new ImageError('FAILED_PRECONDITION', message, { digest })
+  }
+
   /** Publishes a layer in our format. The same layer under two manifests is published once. */
-  async #layer(source: Descriptor, diffId: Digest): Promise<Descriptor> {
+  async #layer(
+    source: Descriptor,
+    diffId: Digest,
+    recipients: readonly Recipient[] | undefined,
+  ): Promise<Descriptor> {
     const key = `${source.digest} ${diffId}`
     const done = this.#descriptors.get(key)
     if (done !== undefined) return done
@@ -215,7 +275,9 @@ class Push {
     const tar = decompressLayer(this.#blob(source), signal)
     const result: { leaves: number; written?: WrittenLayer } = { leaves: 0 }
     async function* blobLeaves(): AsyncGenerator<Uint8Array, void> {
-      result.written = yield* counting(writeLayer(tar, signal), () => result.leaves++)
+      const plain = writeLayer(tar, signal)
+      const leaves = recipients === undefined ? plain : encryptLeaves(plain, { recipients, signal })
+      result.written = yield* counting(leaves, () => result.leaves++)
     }
     const file = await importBlob(blobLeaves(), 'pieces', this.#sink, signal)
     const { written, leaves } = result
@@ -227,7 +289,7 @@ class Push {
     const digest: Digest = `sha256:${written.digest.slice('sha256:'.length)}`
     this.directory.addBlob(digest, file)
     const descriptor: Descriptor = {
-      mediaType: PUBLISHED_LAYER_MEDIA_TYPE,
+      mediaType: PUBLISHED_LAYER_MEDIA_TYPE + (recipients === undefined ? '' : ENCRYPTED_SUFFIX),
       digest,
       size: written.size,
       annotations: { ...keptAnnotations(source.annotations), ...written.annotations },
@@ -245,6 +307,9 @@ class Push {
       ...(written.chunkedObstacle === undefined
         ? {}
         : { chunkedObstacle: written.chunkedObstacle }),
+      ...(recipients === undefined
+        ? {}
+        : { recipientKinds: [...new Set(recipients.map(({ kind }) => kind))] }),
     })
     return descriptor
   }
@@ -331,7 +396,7 @@ function isImageConfig(mediaType: string): boolean {
 
 /** Why a layer must stay as it is; undefined if it is a tar that we can write anew. */
 function layerObstacle({ mediaType, urls }: Descriptor): string | undefined {
-  if (mediaType.endsWith('+encrypted')) return 'it is encrypted'
+  if (isEncrypted(mediaType)) return 'it is encrypted'
   if ((urls?.length ?? 0) > 0) return 'it may not be distributed'
   const isTar =
     /^application\/vnd\.oci\.image\.layer\.(?:nondistributable\.)?v1\.tar(?:\+gzip|\+zstd)?$/.test(
@@ -344,10 +409,22 @@ function layerObstacle({ mediaType, urls }: Descriptor): string | undefined {
   return isTar ? undefined : `its media type ${mediaType} is no layer's`
 }
 
-/** Annotations about a source's compression would be lies about ours. */
+/** Throws ImageError FAILED_PRECONDITION for a layer that would be published as it is, and is not encrypted already. */
+function checkNotInPlain({ digest, mediaType, urls }: Descriptor, obstacle: string): void {
+  // A layer that is fetched from its own URLs is not published at all.
+  if (isEncrypted(mediaType) || (urls?.length ?? 0) > 0) return
+  const message = `layer ${digest} cannot be encrypted: ${obstacle}`
+  throw new ImageError('FAILED_PRECONDITION', message, { digest })
+}
+
+function isAttestation({ annotations = {} }: Descriptor): boolean {
+  return ATTESTED_MANIFEST_ANNOTATION in annotations
+}
+
+/** Annotations about a source's compression or encryption would be lies about ours. */
 function keptAnnotations(annotations: Descriptor['annotations']): Record<string, string> {
   const formats =
-    /^(?:io\.github\.containers\.zstd-chunked|io\.containers\.zstd-chunked|containerd\.io\/snapshot|io\.ipdr\.layer|com\.amazon\.soci)\b/
+    /^(?:io\.github\.containers\.zstd-chunked|io\.containers\.zstd-chunked|containerd\.io\/snapshot|io\.ipdr\.layer|com\.amazon\.soci|org\.opencontainers\.image\.enc)\b/
   return Object.fromEntries(
     Object.entries(annotations ?? {}).filter(([name]) => !formats.test(name)),
   )

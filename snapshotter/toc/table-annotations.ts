@@ -20,6 +20,9 @@ export function tablesNamed(annotations: Readonly<Record<string, string>>): stri
   return JSON.stringify(TABLE_ANNOTATIONS.map((name) => annotations[name] ?? null))
 }
 
+/** `tablesNamed` of a descriptor that says nothing of a table of contents. */
+export const NO_TABLES: string = tablesNamed({})
+
 /** The kind of table for whose bytes a layer's manifest vouches, so that the table can vouch for the layer's; undefined if for none. */
 export function vouchedTable(
   annotations: Readonly<Record<string, string>>,

@@ -16,6 +16,14 @@ describe('the configuration', () => {
     expect(config.admin.socketPath).toBe('/tmp/a.sock')
   })
 
+  test('has no key provider unless it is asked for, and then beside the other sockets', () => {
+    expect(parseConfig({ decryption: { keysDir: '/k' } }).keyProvider).toBeUndefined()
+    expect(parseConfig({ decryption: { keysDir: '/k' }, keyProvider: {} }).keyProvider).toEqual({
+      socketPath: '/run/ipdr-agent/keyprovider.sock',
+      wrapKeys: {},
+    })
+  })
+
   test.each([
     [{ rooot: '/x' }, /rooot/],
     [{ fetch: { concurency: 3 } }, /fetch: .*concurency/],
@@ -38,6 +46,9 @@ describe('the configuration', () => {
       { registries: { credentials: { dockerConfigs: ['config.json'] } } },
       /registries\.credentials\.dockerConfigs\.0: must be an absolute path/,
     ],
+    [{ cluster: { listen: '127.0.0.1:1' } }, /cluster: needs tls/],
+    [{ cluster: { peers: ['https://a'] } }, /cluster: needs tls/],
+    [{ cluster: { peers: ['http://10.0.0.1'] } }, /cluster\.peers\.0/],
     [{ decryption: { keysDir: 'keys' } }, /decryption\.keysDir: must be an absolute path/],
     [{ trust: { policies: [{ name: '' }] } }, /trust\.policies\.0\.name/],
     [{ trust: { policies: [{ name: 'a' }, { name: 'a' }] } }, /two policies have the same name/],
@@ -48,6 +59,21 @@ describe('the configuration', () => {
       /signaturesMin: there are not that many keys/,
     ],
     [{ trust: { policies: [{ name: 'a', key: ['/a'] }] } }, /trust\.policies\.0: .*key/],
+    [{ decryption: { keys: '/keys' } }, /decryption: .*keys/],
+    [{ keyProvider: {} }, /keyProvider: needs decryption\.keysDir/],
+    [
+      { decryption: { keysDir: '/k' }, keyProvider: { wrapKeys: { a: 'key.pem' } } },
+      /keyProvider\.wrapKeys\.a: must be an absolute path/,
+    ],
+    [
+      {
+        decryption: { keysDir: '/k' },
+        keyProvider: {
+          wrapKeys: Object.fromEntries(Array.from({ length: 65 }, (_, at) => [at, '/k'])),
+        },
+      },
+      /keyProvider\.wrapKeys: must be at most 64 keys/,
+    ],
     [[], /top level/],
     [null, /top level/],
   ])('refuses %j and names the field', (value, problem) => {

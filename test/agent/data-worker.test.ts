@@ -7,13 +7,14 @@ import { expect, onTestFinished, test } from 'vitest'
 import { type Config, parseConfig } from '../../agent/config.ts'
 import { runDataWorker } from '../../agent/data-worker.ts'
 import { connect } from '../../proto/client.ts'
-import { agentContract } from '../../proto/load.ts'
+import { agentContract, keyProviderContract } from '../../proto/load.ts'
+import { unwrapInput } from '../../snapshotter/encryption/key-provider-protocol.ts'
 import { failureOf } from '../support/failure-of.ts'
 import { Scratch } from '../support/scratch.ts'
 
 const deadlineMs = 60_000
 
-function newConfig(registry = '127.0.0.1:0'): Config {
+function newConfig(registry = '127.0.0.1:0', more: object = {}): Config {
   const scratch = Scratch.open('worker')
   onTestFinished(() => scratch[Symbol.asyncDispose]())
   return parseConfig({
@@ -21,17 +22,24 @@ function newConfig(registry = '127.0.0.1:0'): Config {
     runDir: join(scratch.run, 'agent'),
     registry: { listen: registry },
     monitoring: { listen: '127.0.0.1:0' },
+    ...more,
   })
 }
 
-/** A log that tells its first line with this sentence. */
-function logUntil(sentence: string): { log: pino.Logger; said: Promise<Record<string, string>> } {
+/** A log that tells its first line with this sentence, and all that it was told before. */
+function logUntil(sentence: string): {
+  log: pino.Logger
+  said: Promise<Record<string, string>>
+  lines: Record<string, string>[]
+} {
   const { promise, resolve } = Promise.withResolvers<Record<string, string>>()
+  const lines: Record<string, string>[] = []
   const write = (text: string): void => {
     const line = JSON.parse(text) as Record<string, string>
+    lines.push(line)
     if (line['msg'] === sentence) resolve(line)
   }
-  return { log: pino({ level: 'info' }, { write }), said: promise }
+  return { log: pino({ level: 'info' }, { write }), said: promise, lines }
 }
 
 test(
@@ -56,6 +64,32 @@ test(
       expect(existsSync(socketPath)).toBe(false)
     }
     await expect(fetch(`${registry}/v2/`)).rejects.toThrow('fetch failed')
+  },
+  deadlineMs,
+)
+
+test(
+  'it is a key provider if asked to, and a directory of keys that is not there yet is said and waited for',
+  async () => {
+    const keysDir = '/nonexistent/keys'
+    const config = newConfig(undefined, { decryption: { keysDir }, keyProvider: {} })
+    const socketPath = config.keyProvider?.socketPath ?? ''
+    const stop = new AbortController()
+    const { log, said, lines } = logUntil('ready')
+    const sentence = `the directory of private keys ${keysDir} does not exist: make it (mode 700) and put the keys in it, or configure another`
+    const running = runDataWorker(config, { fuseFd: undefined }, stop.signal, log)
+    await Promise.race([said, running])
+    const warnings = lines.filter(({ part }) => part === 'keys')
+    expect(warnings).toMatchObject([{ level: 40, keysDir, msg: sentence }])
+    {
+      using provider = connect(keyProviderContract(), socketPath)
+      const json = Buffer.from(unwrapInput(Buffer.from('wrapped')))
+      const asked = provider.calls.UnWrapKey({ json }, { signal: AbortSignal.timeout(10_000) })
+      await expect(asked).rejects.toMatchObject({ details: sentence })
+    }
+    stop.abort()
+    await running
+    expect(existsSync(socketPath)).toBe(false)
   },
   deadlineMs,
 )

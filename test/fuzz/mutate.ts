@@ -86,13 +86,12 @@ export function mutateJson(
     const held = holder as Record<string, unknown>
     const way = random(8)
     if (way === 0) delete held[name]
-    else if (way === 1) held[name] = [held[name], held[name]]
+    else if (way === 1) held[name] = [held[name], structuredClone(held[name])]
     else if (way === 2) held[name] = { [name]: held[name] }
     else if (way === 3 && typeof held[name] === 'string')
       held[name] = mutateText(random, held[name])
     else if (way === 4 && typeof held[name] === 'number')
       held[name] *= [-1, 2, 0.1, 2 ** 40][random(4)] ?? 1
-    // A copy: what is inside it may be changed next.
     else held[name] = structuredClone(VALUES[random(VALUES.length)])
   }
   return Buffer.from(JSON.stringify(changed.document) ?? '')

@@ -26,6 +26,10 @@ type AgentConfig = {
   readonly keysDir?: string
   readonly containerdSocket?: string
   readonly policies?: readonly object[]
+  readonly cluster?: object
+  readonly keyProviders?: string
+  readonly keyProvider?: { readonly wrapKeys?: Readonly<Record<string, string>> }
+  readonly logLevel?: 'trace' | 'debug'
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -68,7 +72,7 @@ export class AgentProcess implements AsyncDisposable {
       JSON.stringify({
         root: this.root,
         runDir: this.runDir,
-        log: { level: 'debug' },
+        log: { level: config.logLevel ?? 'debug' },
         registry: { listen: `127.0.0.1:${ports.registry}` },
         monitoring: { listen: `127.0.0.1:${ports.monitoring}` },
         ipfs: { gateways, peers, bitswap },
@@ -77,9 +81,11 @@ export class AgentProcess implements AsyncDisposable {
           fetch: { foregroundDeadlineMs: config.foregroundDeadlineMs },
         }),
         ...(config.registries && { registries: config.registries }),
+        ...(config.keyProvider && { keyProvider: config.keyProvider }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
-        ...(config.keysDir && { decryption: { keysDir: config.keysDir } }),
         ...(config.policies && { trust: { policies: config.policies } }),
+        ...(config.cluster && { cluster: config.cluster }),
+        decryption: { keysDir: config.keysDir, keyProviders: config.keyProviders },
         // Never the machine's own.
         containerd: { socketPath: config.containerdSocket ?? join(scratch.run, 'none.sock') },
       }),
@@ -216,7 +222,7 @@ export class AgentProcess implements AsyncDisposable {
 }
 
 /** A port of 127.0.0.1 that nobody uses at the moment. */
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
   const address = server.address()

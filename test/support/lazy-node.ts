@@ -67,9 +67,13 @@ export class Publisher implements AsyncDisposable {
     })
   }
 
-  /** Runs `ipdr push` on the layout and gives back the root CID. */
-  async push({ dir, tag: name }: Pick<OciLayout, 'dir' | 'tag'>, tag?: string): Promise<string> {
-    const places = ['--repository', this.repository]
+  /** Runs `ipdr push` on the layout, with `more` words, and gives back the root CID. */
+  async push(
+    { dir, tag: name }: Pick<OciLayout, 'dir' | 'tag'>,
+    tag?: string,
+    more: readonly string[] = [],
+  ): Promise<string> {
+    const places = ['--repository', this.repository, ...more]
     const named = tag === undefined ? [] : ['--tag', tag]
     const words = ['push', `oci:${dir}:${name}`, ...places, ...named, '--output', 'json']
     return (JSON.parse(await runCommand(IPDR, words)) as { root: string }).root

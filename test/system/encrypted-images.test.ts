@@ -96,7 +96,7 @@ test('plain tar that its manifest calls encrypted gzip is read in place, and onl
   const { name } = await publish([layer])
   await node.cri.pullImage(name)
   expect(await readIn('team-a', name)).toBe('mislabelled\n')
-  const { layers } = await statusOf(layer)
+  const { layers } = await statusOf(digestOf(layer.blob))
   expect(layers).toMatchObject([{ format: 'tar', complete: false }])
 }, 120_000)
 
@@ -105,8 +105,29 @@ test('what ipdr push writes, encrypted, stays lazy', async () => {
   const { name } = await publish([layer])
   await node.cri.pullImage(name)
   expect(await readIn('team-a', name)).toBe('indexed\n')
-  const { layers } = await statusOf(layer)
+  const { layers } = await statusOf(digestOf(layer.blob))
   expect(layers).toMatchObject([{ format: 'tar+zstd', complete: false }])
+}, 120_000)
+
+test('an image that ipdr push encrypted runs lazily with the key of its recipient', async () => {
+  const dir = join(scratch.dir, 'pushed')
+  const tars = [base, secret('pushed\n')]
+  const layers = await Promise.all(
+    tars.map((tar, at) => packLayer(Readable.from([tar]), 'gzip', join(dir, `${at}`))),
+  )
+  const layout = writeOciLayout(join(dir, 'layout'), { layers })
+  const publicKey = join(dir, 'public.jwk')
+  writeFileSync(publicKey, JSON.stringify(createPublicKey(key).export({ format: 'jwk' })))
+  const root = await node.publisher.push(layout, undefined, ['--encrypt-to', publicKey])
+  await node.cri.pullImage(`ipdr.internal/${root}`)
+  expect(await readIn('team-a', `ipdr.internal/${root}`)).toBe('pushed\n')
+  await expect(readIn('team-b', `ipdr.internal/${root}`)).rejects.toThrow(/may not see layer/)
+  const places = ['--repository', node.publisher.repository, '-o', 'json']
+  const { stdout } = await runIpdr(['inspect', root, ...places])
+  const [inspected] = (JSON.parse(stdout) as { manifests: { layers: { digest: string }[] }[] })
+    .manifests
+  const { layers: held } = await statusOf(inspected?.layers[1]?.digest)
+  expect(held).toMatchObject([{ format: 'tar+zstd', complete: false }])
 }, 120_000)
 
 test('an image for somebody else fails the pull, and containerd says for whom it is and where a key belongs', async () => {
@@ -180,10 +201,10 @@ test('no key is in what the agent logs, in its arguments, or in its folder', asy
 })
 
 /** The layer as the agent lists it. */
-async function statusOf({ blob }: TestLayer): Promise<{ layers: readonly object[] }> {
+async function statusOf(digest: string | undefined): Promise<{ layers: readonly object[] }> {
   using admin = node.agent.admin()
   const { layers } = await admin.calls.ListLayers({}, { signal: AbortSignal.timeout(10_000) })
-  return { layers: layers.filter(({ digest }) => digest === digestOf(blob)) }
+  return { layers: layers.filter((layer) => layer.digest === digest) }
 }
 
 /** Imports an image into containerd whose config has the diff IDs of busybox and `tar`, and whose layers are something else. */

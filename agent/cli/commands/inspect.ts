@@ -100,10 +100,11 @@ function describeManifest(manifest: ManifestInspection, output: Output): string 
     describeLazy(layer),
   ])
   const lazy = layers.filter(({ lazy }) => lazy.kind !== 'none').length
+  const locked = layers.filter(({ format }) => format === 'encrypted').length
   return [
     describeConfig(manifest.config),
     table(columns, rows, output),
-    `${count(layers.length, 'layer')}, ${formatBytes(manifest.totalBytes)}; ${lazy === layers.length ? 'all' : lazy} can be read lazily`,
+    `${count(layers.length, 'layer')}, ${formatBytes(manifest.totalBytes)}; ${lazy === layers.length ? 'all' : lazy} can be read lazily${locked === 0 ? '' : `; ${locked === layers.length ? 'all' : locked} encrypted`}`,
     describePrefetch(manifest.prefetch),
   ].join('\n')
 }
@@ -117,6 +118,11 @@ function describePrefetch(prefetch: PrefetchInspection): string {
 
 function describeLazy({ lazy }: LayerInspection): string {
   if (lazy.kind === 'none') return `no: ${lazy.because}`
+  if (lazy.kind === 'encrypted') {
+    const { table, cipher, recipientKinds, recipients } = lazy
+    const by = table === undefined ? '' : ` by its ${table === 'ipdr' ? '' : `${table} `}table`
+    return `with its key${by}: ${count(recipients, 'recipient')} (${recipientKinds.join(', ')}), ${cipher}`
+  }
   if (lazy.kind === 'headers') return 'yes: by its tar headers'
   const table =
     lazy.table === 'ipdr'

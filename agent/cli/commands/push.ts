@@ -11,7 +11,7 @@ import {
   resolveReference,
 } from '../../../snapshotter/oci/reference.ts'
 import type { CarriedList, PrefetchList } from '../../../snapshotter/optimize.ts'
-import type { ImageToPush, PushedImage } from '../../../snapshotter/publish.ts'
+import type { ImageToPush, PushEncryption, PushedImage } from '../../../snapshotter/publish.ts'
 import type { BlockRepository } from '../../ipfs/repository.ts'
 import { type Command, defineCommand } from '../command.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
@@ -26,6 +26,7 @@ import {
 } from '../publishing.ts'
 import { type PushSource, parsePushSource } from '../push-source.ts'
 import { count, formatBytes, formatMs, formatRate, megabytesPerSecond } from '../quantity.ts'
+import { ENCRYPTION_OPTIONS, encryptionOf } from '../recipients.ts'
 import { repositoryBlocks } from '../repository-blocks.ts'
 import { REPOSITORY_OPTION, repositoryDirectory } from '../repository-option.ts'
 import { shortDigest } from '../short-digest.ts'
@@ -44,6 +45,7 @@ export const push: Command = defineCommand({
     'The source is one of oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (of docker save or podman save), containerd:IMAGE (an image in containerd, every platform that it has), docker://IMAGE[:TAG|@DIGEST] (an image in a registry, read without a daemon), - (a tar on standard input), or a path, which is recognised by what it holds. A tar is an OCI archive, a docker-archive or else a root filesystem, plain or compressed.',
     'From a registry, what this machine would run is taken, unless --platform names another platform or --all-platforms takes the whole index. Credentials are those of docker login. A registry is asked by HTTPS; by plain HTTP if it is on loopback, or with --insecure.',
     'With --optimize, the lists that ipdr optimize made for an earlier build are put beside the new one, as far as their files are unchanged.',
+    'With --encrypt-to, layers are encrypted as ocicrypt, skopeo and containerd know it, under a fresh key each, and stay lazily readable for whoever holds a key; the image config stays plain, and with it commands, environment, history and the digests of the layers. Equal files are no longer equal blocks. Attestations of the source are left out, and prefetch lists refused: both name files in plain text.',
     'Layers that are encrypted, or no tar at all, are published as they are, and said so. With --quiet it prints the image reference alone.',
   ],
   args: {
@@ -110,6 +112,7 @@ export const push: Command = defineCommand({
         'Take over the prefetch lists of this image, published before into the same repository: a CID or reference',
       valueName: 'IMAGE',
     },
+    ...ENCRYPTION_OPTIONS,
     serve: { type: 'boolean', default: false, describe: 'Go on as ipdr serve' },
     ...PUBLISHING_OPTIONS,
   },
@@ -122,17 +125,26 @@ export const push: Command = defineCommand({
     ],
     ['ipdr push docker://registry.example/app:v2', 'what a registry has, without docker'],
     ['ipdr push oci:image:v3 --optimize <cid of v2>', 'with what is known of the starts of v2'],
+    ['ipdr push oci:image --encrypt-to node.pub.pem', 'for those who hold the private key'],
     ['image=$(ipdr push -q rootfs.tar.zst)', 'a root filesystem, in a script'],
   ],
   seeAlso: ['ipdr serve', 'ipdr optimize', 'ipdr inspect', 'ipdr repository ls'],
   async run(values, session) {
     const { output, signal } = session
     checkTag(values.tag)
+    const encryption = await encryptionOf(values)
+    if (encryption !== undefined && values.optimize !== undefined) {
+      throw new CommandFailure(
+        EXIT_CODES.usage,
+        'a prefetch list would name the files of encrypted layers to everybody',
+        'Leave out --optimize: nodes learn their own lists, which stay on the node.',
+      )
+    }
     const source = await parsePushSource(values.source)
     checkRegistryOptions(source, values)
     const directory = repositoryDirectory(values.repository)
     const startedAt = performance.now()
-    const pushed = await pushInto(directory, source, values, session)
+    const pushed = await pushInto(directory, source, { ...values, encryption }, session)
     const document = documentOf(pushed, values.tag, performance.now() - startedAt)
     const answer = (serving?: PublisherAddresses): void =>
       output.answer({ ...document, ...(serving === undefined ? {} : { serving }) }, () => {
@@ -161,6 +173,7 @@ type PushValues = {
   readonly 'all-platforms': boolean
   readonly authfile: string | undefined
   readonly insecure: boolean
+  readonly encryption: PushEncryption | undefined
 }
 
 async function pushInto(
@@ -169,7 +182,7 @@ async function pushInto(
   values: PushValues,
   { progress, signal }: Parameters<Command['run']>[1],
 ): Promise<Published> {
-  const { tag, source: name, optimize } = values
+  const { tag, source: name, optimize, encryption } = values
   const { BlockRepository } = await import('../../ipfs/repository.ts')
   const { pushImage } = await import('../../../snapshotter/publish.ts')
   await mkdir(directory, { recursive: true, mode: 0o755 })
@@ -181,6 +194,7 @@ async function pushInto(
   const pushed = await pushImage(image, repository, {
     signal,
     tag,
+    ...(encryption === undefined ? {} : { encryption }),
     onProgress: ({ digest, doneBytes, totalBytes }) => {
       if (totalBytes < SHOWN_BYTES_MIN) return
       const step = doneBytes === totalBytes ? 'done' : 'publishing'
@@ -261,7 +275,7 @@ function checkTag(tag: string): void {
 }
 
 /** Said of another source they would be ignored, and something else be published than was meant. */
-function checkRegistryOptions(source: PushSource, values: PushValues): void {
+function checkRegistryOptions(source: PushSource, values: Omit<PushValues, 'encryption'>): void {
   const { platform, authfile, insecure, 'all-platforms': all } = values
   if (platform !== undefined && all) {
     throw new CommandFailure(EXIT_CODES.usage, '--platform and --all-platforms exclude each other')
@@ -318,8 +332,10 @@ function documentOf(pushed: Published, tag: string, elapsedMs: number): PushDocu
       cid: layer.cid.toString(),
       keptBecause: layer.keptBecause ?? null,
       chunkedObstacle: layer.chunkedObstacle ?? null,
+      recipientKinds: layer.recipientKinds ?? null,
     })),
     missingPlatforms: pushed.missingPlatforms,
+    leftOut: pushed.leftOut,
     prefetchLists: pushed.carried,
     sourceBytes,
     bytes: pushed.layers.reduce((sum, layer) => sum + layer.bytes, 0),
@@ -352,6 +368,11 @@ function describe(pushed: Published, document: PushDocument, output: Output): st
     table(columns, rows, output),
     `${count(pushed.layers.length, 'layer')}: ${formatBytes(sourceBytes)} before, ${formatBytes(bytes)} after, in ${formatMs(elapsedMs)} (${formatRate(sourceBytes, elapsedMs)})`,
     ...(lacking.length === 0 ? [] : [`Not in the source, so not published: ${lacking.join(', ')}`]),
+    ...(pushed.leftOut.length === 0
+      ? []
+      : [
+          `Left out, since it would be in plain text: ${count(pushed.leftOut.length, 'attestation')}`,
+        ]),
     ...pushed.carried.map(
       ({ platform, ranges, bytes, dropped }) =>
         `Prefetch list for ${platform}: ${count(ranges, 'range')}, ${formatBytes(bytes)}; ${count(dropped, 'range')} of changed files left out`,
@@ -363,7 +384,11 @@ function describe(pushed: Published, document: PushDocument, output: Output): st
   ].join('\n')
 }
 
-function noteOn({ keptBecause, chunkedObstacle }: PushedImage['layers'][number]): string {
+function noteOn(layer: PushedImage['layers'][number]): string {
+  const { keptBecause, chunkedObstacle, recipientKinds } = layer
   if (keptBecause !== undefined) return `as it was: ${keptBecause}`
-  return chunkedObstacle === undefined ? '' : `lazy here only: ${chunkedObstacle}`
+  return [
+    ...(recipientKinds === undefined ? [] : [`encrypted for ${recipientKinds.join(', ')}`]),
+    ...(chunkedObstacle === undefined ? [] : [`lazy here only: ${chunkedObstacle}`]),
+  ].join('; ')
 }

@@ -8,6 +8,7 @@ import {
 } from '../../../snapshotter/encryption/layer-encryption.ts'
 import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
 import type { PrivateOptions } from '../../../snapshotter/encryption/private-options.ts'
+import { jweRecipient } from '../../../snapshotter/encryption/recipient.ts'
 import { unwrapLayerKey } from '../../../snapshotter/encryption/unwrap-layer-key.ts'
 import { CodedError, LayerError } from '../../../snapshotter/errors.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
@@ -31,7 +32,8 @@ async function encrypted(...recipients: KeyObject[]): Promise<Encrypted> {
   )
   const annotations = await encryptor.finish({
     plainDigest: digestOf(plaintext),
-    recipients: recipients.map((key) => createPublicKey(key)),
+    recipients: recipients.map((key) => jweRecipient(createPublicKey(key))),
+    signal: new AbortController().signal,
   })
   return { ciphertext: Buffer.concat(pieces), annotations }
 }
@@ -149,6 +151,18 @@ test.each([
   const failure = await failureOf(() => parseLayerEncryption(changed, 'sha256:1'))
   expect(failure.name).toMatch(/^(Layer|Image)Error$/)
   expect(failure.message).toMatch(reason)
+})
+
+test('more recipients than nodes read are refused before anything is published', async () => {
+  const long = generateKeyPairSync('rsa', { modulusLength: 3072 }).privateKey
+  for (const [key, count, reason] of [
+    [ec, 65, /for 65 recipients/],
+    [long, 64, /for 64 recipients .* nodes read 64 keys, and 65536 characters/],
+  ] as const) {
+    const failure = await failureOf(() => encrypted(...Array.from({ length: count }, () => key)))
+    expect(failure).toMatchObject({ name: 'LayerError', code: 'RESOURCE_EXHAUSTED' })
+    expect(failure.message).toMatch(reason)
+  }
 })
 
 // Goal: hostile annotations end in an error of ours that never quotes a key. Method: thousands of seeded changes, of the base64

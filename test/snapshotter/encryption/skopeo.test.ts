@@ -5,6 +5,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest'
 import { LayerEncryptor } from '../../../snapshotter/encryption/encrypt-layer.ts'
 import { parseLayerEncryption } from '../../../snapshotter/encryption/layer-encryption.ts'
 import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
+import { jweRecipient } from '../../../snapshotter/encryption/recipient.ts'
 import { unwrapLayerKey } from '../../../snapshotter/encryption/unwrap-layer-key.ts'
 import { type Descriptor, descriptorSchema } from '../../../snapshotter/oci/descriptor.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
@@ -99,7 +100,8 @@ test('a layer that was encrypted here is decrypted by skopeo byte for byte, with
   const pieces = [blob.subarray(0, half), blob.subarray(half)].map((piece) => encryptor.push(piece))
   const annotations = await encryptor.finish({
     plainDigest: layer.digest,
-    recipients: [createPublicKey(ec), createPublicKey(rsa)],
+    recipients: [ec, rsa].map((key) => jweRecipient(createPublicKey(key))),
+    signal: new AbortController().signal,
   })
   const mediaType = `${layer.mediaType}+encrypted`
   write(readFileSync(blobPath(plain.dir, manifest.config.digest)))

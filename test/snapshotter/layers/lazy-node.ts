@@ -2,6 +2,7 @@ import type { KeyObject } from 'node:crypto'
 import { closeSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { BlockSource } from '../../../snapshotter/block-source.ts'
+import type { ClusterPeers } from '../../../snapshotter/cluster-peers.ts'
 import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
 import { mountLayerFiles } from '../../../snapshotter/fuse-connection.ts'
 import type { ImageRegistries } from '../../../snapshotter/image-registries.ts'
@@ -39,6 +40,8 @@ export class LazyNode implements AsyncDisposable {
   readonly namespaceKeys: Map<string, readonly KeyObject[]> = new Map()
   /** Which images may run; who changes it starts the node again. */
   policies: readonly TrustPolicy[] = []
+  /** Other nodes of the cluster; who changes it starts the node again. */
+  peers: ClusterPeers | undefined
   readonly #fuse: { fd: number; dir: string } | undefined
   #snapshotter: Snapshotter | undefined
   #mounted = 0
@@ -95,6 +98,7 @@ export class LazyNode implements AsyncDisposable {
           of: (namespace) => new PrivateKeys(this.namespaceKeys.get(namespace) ?? []),
         },
         trust: new TrustPolicies(this.policies, { onRefused: () => {} }),
+        ...(this.peers && { peers: this.peers }),
         log: this.log,
         metrics: {
           readWaited: () => {},

@@ -2,6 +2,7 @@ import { createPublicKey, type KeyObject } from 'node:crypto'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
 import type { CID } from 'multiformats/cid'
 import { LayerEncryptor } from '../../../snapshotter/encryption/encrypt-layer.ts'
+import { jweRecipient } from '../../../snapshotter/encryption/recipient.ts'
 import { MEDIA_TYPES } from '../../../snapshotter/oci/descriptor.ts'
 import { type Digest, digestOf } from '../../../snapshotter/oci/digest.ts'
 import { layerChainIds } from '../../../snapshotter/oci/layer-chain-id.ts'
@@ -123,7 +124,8 @@ export async function encryptedLayer(
   const blob = encryptor.push(layer.blob)
   const annotations = await encryptor.finish({
     plainDigest: digestOf(layer.blob),
-    recipients: recipients.map((key) => createPublicKey(key)),
+    recipients: recipients.map((key) => jweRecipient(createPublicKey(key))),
+    signal: new AbortController().signal,
   })
   return {
     ...layer,

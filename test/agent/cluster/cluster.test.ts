@@ -1,0 +1,182 @@
+import { once } from 'node:events'
+import { chmod } from 'node:fs/promises'
+import { createServer, type Server } from 'node:https'
+import { createServer as createTcpServer } from 'node:net'
+import { join } from 'node:path'
+import { Agent, request } from 'undici'
+import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest'
+import { ClusterClient } from '../../../agent/cluster/cluster-client.ts'
+import { clusterService } from '../../../agent/cluster/cluster-service.ts'
+import { readClusterTls } from '../../../agent/cluster/cluster-tls.ts'
+import { HttpServer } from '../../../agent/http-server.ts'
+import { LayerError } from '../../../snapshotter/errors.ts'
+import { digestOf } from '../../../snapshotter/oci/digest.ts'
+import {
+  makeCertificates,
+  type NodeCertificate,
+  readCertificate,
+} from '../../support/cluster-certificates.ts'
+import { failureOf } from '../../support/failure-of.ts'
+import { cidOf } from '../../support/memory-blocks.ts'
+import { Scratch } from '../../support/scratch.ts'
+
+const scratch = Scratch.open('cluster')
+let ours: Record<'one' | 'two', NodeCertificate>
+let theirs: Record<'stranger', NodeCertificate>
+
+beforeAll(async () => {
+  ours = await makeCertificates(join(scratch.dir, 'ours'), ['one', 'two'])
+  theirs = await makeCertificates(join(scratch.dir, 'theirs'), ['stranger'])
+})
+afterAll(() => scratch[Symbol.asyncDispose]())
+
+const signal = AbortSignal.timeout(60_000)
+const cid = cidOf(Buffer.from('blob')).toString()
+const chain = digestOf(Buffer.from('chain'))
+const index = Buffer.alloc(300_000, 7)
+
+/** A peer that knows one layer and one image. */
+async function startPeer(certificate = ours.one): Promise<{ url: string; answers: string[] }> {
+  const answers: string[] = []
+  const unknown = new LayerError('NOT_FOUND', 'it is not on this node')
+  const service = clusterService({
+    sideIndex: (asked) => (asked === cid ? Promise.resolve(index) : Promise.reject(unknown)),
+    prefetchList: (asked) =>
+      asked === chain ? Promise.resolve(Buffer.from('list')) : Promise.reject(unknown),
+    onAnswer: (what, found) => answers.push(`${what} ${found}`),
+  })
+  const tls = { ...readCertificate(certificate), requestCert: true, rejectUnauthorized: true }
+  const server = await HttpServer.listen({ host: '127.0.0.1', port: 0 }, service, tls)
+  onTestFinished(() => server[Symbol.asyncDispose]())
+  return { url: server.address, answers }
+}
+
+function clientOf(
+  urls: readonly string[],
+  certificate = ours.two,
+  restMs = 0,
+): { client: ClusterClient; warnings: string[] } {
+  const warnings: string[] = []
+  const log = { warn: (_facts: object, sentence: string) => void warnings.push(sentence) }
+  const client = new ClusterClient(urls, { tls: readCertificate(certificate), log }, { restMs })
+  onTestFinished(() => client[Symbol.asyncDispose]())
+  return { client, warnings }
+}
+
+test('a peer answers with the index of a layer and the list of an image that it knows, and says so of others', async () => {
+  const { url, answers } = await startPeer()
+  const { client, warnings } = clientOf([url])
+  const found = await client.sideIndex(cid, signal)
+  expect(Buffer.from(found?.bytes ?? []).equals(index)).toBe(true)
+  expect(found?.peer).toBe(`peer ${url}`)
+  expect(Buffer.from((await client.prefetchList(chain, signal))?.bytes ?? []).toString()).toBe(
+    'list',
+  )
+  expect(await client.sideIndex(cidOf(Buffer.from('x')).toString(), signal)).toBeUndefined()
+  expect(await client.prefetchList(digestOf(Buffer.from('x')), signal)).toBeUndefined()
+  expect(answers).toEqual(['index true', 'prefetch true', 'index false', 'prefetch false'])
+  expect(warnings).toEqual([])
+})
+
+test.each([
+  ['/v1/indexes/..%2F..%2Fetc', 400],
+  ['/v1/prefetch/latest', 400],
+  ['/v1/other', 404],
+])('a peer has no answer to %s', async (path, status) => {
+  const { url } = await startPeer()
+  const connect = { ...readCertificate(ours.two), checkServerIdentity: () => undefined }
+  const dispatcher = new Agent({ connect })
+  onTestFinished(() => dispatcher.destroy())
+  const { statusCode, body } = await request(`${url}${path}`, { dispatcher })
+  await body.dump()
+  expect(statusCode).toBe(status)
+})
+
+test('whoever has no certificate of the cluster is not answered, and a peer without one is not believed', async () => {
+  const { url, answers } = await startPeer()
+  const stranger = clientOf([url], { ...theirs.stranger, caFile: ours.one.caFile })
+  expect(await stranger.client.sideIndex(cid, signal)).toBeUndefined()
+  await expect(fetch(`${url.replace('https', 'http')}/v1/indexes/${cid}`)).rejects.toThrow(
+    /fetch failed/,
+  )
+  expect(answers).toEqual([])
+  const impostor = await startPeer(theirs.stranger)
+  const { client, warnings } = clientOf([impostor.url])
+  expect(await client.sideIndex(cid, signal)).toBeUndefined()
+  expect(impostor.answers).toEqual([])
+  expect(warnings.join()).toMatch(
+    /cannot be asked what it knows of a layer.*: .*(certificate|self-signed)/,
+  )
+})
+
+test('of several peers the first that knows is taken, whatever the others do', async () => {
+  const silent = await listenSilently()
+  const { url } = await startPeer()
+  const { client } = clientOf([silent, 'https://127.0.0.1:1', url])
+  expect((await client.sideIndex(cid, signal))?.peer).toBe(`peer ${url}`)
+})
+
+test('one that accepts and says nothing is left after half a second, and not asked again for a while', async () => {
+  const silent = await listenSilently()
+  const { client, warnings } = clientOf([silent], ours.two, 60_000)
+  expect(await client.sideIndex(cid, signal)).toBeUndefined()
+  expect(await client.sideIndex(cid, signal)).toBeUndefined()
+  expect(warnings).toHaveLength(1)
+  expect(warnings[0]).toMatch(/no answer in 500 ms|Connect Timeout/i)
+})
+
+test('one that sends without an end, or breaks off, is given up, and nothing of it is used', async () => {
+  const endless = await listenTls((server) =>
+    server.on('request', (_, response) => {
+      response.writeHead(200)
+      const more = (): void => {
+        while (!response.destroyed && response.write(Buffer.alloc(1 << 20)));
+        if (!response.destroyed) response.once('drain', more)
+      }
+      more()
+    }),
+  )
+  const broken = await listenTls((server) =>
+    server.on('request', (_, response) => {
+      response.writeHead(200, { 'content-length': '1000' })
+      response.write('half', () => response.destroy())
+    }),
+  )
+  const wrong = await listenTls((server) =>
+    server.on('request', (_, response) => void response.writeHead(500).end()),
+  )
+  const { client, warnings } = clientOf([endless, broken, wrong])
+  expect(await client.sideIndex(cid, signal)).toBeUndefined()
+  expect(warnings.some((sentence) => sentence.includes('more than 134217728 bytes'))).toBe(true)
+  expect(warnings.some((sentence) => sentence.includes('it answers 500'))).toBe(true)
+  expect(warnings).toHaveLength(3)
+})
+
+test('files that are not there, or that others may read, keep the agent from starting', async () => {
+  const missing = await failureOf(() => readClusterTls({ ...ours.one, certFile: '/nowhere' }))
+  expect(missing.message).toBe('cluster.tls.certFile: there is no file /nowhere')
+  await chmod(ours.one.keyFile, 0o644)
+  onTestFinished(() => chmod(ours.one.keyFile, 0o600))
+  const loose = await failureOf(() => readClusterTls(ours.one))
+  expect(loose.message).toMatch(/has mode 644.*run chmod 600/)
+})
+
+async function listenSilently(): Promise<string> {
+  const server = createTcpServer(() => {})
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  onTestFinished(() => void server.close())
+  return `https://127.0.0.1:${(server.address() as { port: number }).port}`
+}
+
+async function listenTls(prepare: (server: Server) => void): Promise<string> {
+  const server = createServer(readCertificate(ours.one))
+  prepare(server)
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  onTestFinished(() => {
+    server.closeAllConnections()
+    server.close()
+  })
+  return `https://127.0.0.1:${(server.address() as { port: number }).port}`
+}
