@@ -169,7 +169,8 @@ describe('push from a registry', () => {
   })
 
   test.each([
-    [['docker://Host/UPPER'], 'not a repository name'],
+    [['docker://r.example/UPPER'], 'not a repository name'],
+    [['docker://Host/app'], "'Host' is not the host of a registry"],
     [['docker://x', '--platform', 'linux'], "'linux' is not a platform"],
     [['docker://x', '--platform', 'linux/arm64', '--all-platforms'], 'exclude each other'],
     [['-', '--platform', 'linux/arm64', '--insecure'], '--platform, --insecure: for docker://'],
