@@ -32,4 +32,12 @@ export class TrixiePrograms {
     const loader = join(libraries, isArm ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2')
     return [loader, '--library-path', libraries, join(this.#root, path)]
   }
+
+  /**
+   * The words of a command line that run a shell snippet in which `inside <program> …` runs programs that run themselves again;
+   * `$1` and on are `args`. Their mounts are seen by the snippet and by nobody else, and end with it.
+   */
+  snippet(text: string, ...args: readonly string[]): [file: string, ...args: string[]] {
+    return [join(import.meta.dirname, 'in-own-root.sh'), this.#root, text, ...args]
+  }
 }
