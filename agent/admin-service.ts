@@ -99,8 +99,8 @@ export function adminService(
 
     async ListImages() {
       return {
-        images: snapshotter.images().map(({ rootCid, manifestDigest, layers }) => ({
-          reference: `ipdr.internal/${rootCid}`,
+        images: snapshotter.images().map(({ rootCid, manifestDigest, layers, reference }) => ({
+          reference: reference ?? `ipdr.internal/${rootCid}`,
           rootCid,
           manifestDigest,
           layers: layers.map(({ blobDigest }) => blobDigest),

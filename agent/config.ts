@@ -3,6 +3,7 @@ import { isIP } from 'node:net'
 import { z } from 'zod'
 import { CodedError } from '../snapshotter/errors.ts'
 import { parseCid } from '../snapshotter/oci/parse-cid.ts'
+import { isRegistryHost } from '../snapshotter/oci/registry-reference.ts'
 
 /** A configuration that cannot be used; the message names every field that is wrong. */
 export class ConfigError extends CodedError {}
@@ -68,6 +69,47 @@ export type Config = {
     /** Fetch by bitswap over libp2p from `peers`. */
     readonly bitswap: boolean
   }
+  /** Images in other registries, as far as they can be read lazily. */
+  readonly registries: {
+    /** Off: containerd downloads them whole, and no registry is ever asked. */
+    readonly lazy: boolean
+    /** How registries are reached, by host as in an image's name. */
+    readonly hosts: Readonly<
+      Record<
+        string,
+        {
+          /** Asked in its place, like https://mirror.example/docker. */
+          readonly mirror?: string | undefined
+          /** Plain HTTP, for the registry and its token server; loopback needs no leave. */
+          readonly insecure: boolean
+          /** Certificates to trust beside those of the system, in PEM. */
+          readonly caFile?: string | undefined
+        }
+      >
+    >
+    readonly credentials: {
+      /** Files as docker login writes them, with the credential helpers that they name; for every namespace of the node. */
+      readonly dockerConfigs: readonly string[]
+      /** The agent as CRI's image service between the kubelet and containerd, which learns what each pod's namespace pulls with. */
+      readonly imageService:
+        | {
+            /** What the kubelet's image service endpoint is set to; `<runDir>/cri-image.sock` unless given. */
+            readonly socketPath: string
+          }
+        | undefined
+      /** Pull secrets of a Kubernetes cluster, each for images of its namespace's pods. */
+      readonly pullSecrets:
+        | {
+            /** Undefined: as in a pod, by its service account. */
+            readonly kubeconfig?: string | undefined
+            /** Only these namespaces' secrets; undefined: those of all. */
+            readonly namespaces?: readonly string[] | undefined
+            /** This node, whose pods tell for whom images are pulled where no image service does. */
+            readonly nodeName?: string | undefined
+          }
+        | undefined
+    }
+  }
   readonly fetch: {
     /** How long a page fault may wait for its bytes before it becomes EIO. */
     readonly foregroundDeadlineMs: number
@@ -131,6 +173,13 @@ export type Config = {
     | undefined
 }
 
+/** RFC 1123, as Kubernetes has it for namespaces and nodes. */
+const kubeName = (charsMax: number) =>
+  z
+    .string()
+    .max(charsMax)
+    .regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/, 'must be a name as Kubernetes gives it')
+
 /** Public keys that a key provider wraps for. 64: as many as there may be private ones. */
 const WRAP_KEYS_MAX = 64
 
@@ -193,6 +242,44 @@ const configSchema = z.strictObject({
       peers: multiaddrs(64).default([]),
       listen: multiaddrs(16).default([]),
       bitswap: z.boolean().default(true),
+    })
+    .prefault({}),
+  registries: z
+    .strictObject({
+      lazy: z.boolean().default(true),
+      hosts: z
+        .record(
+          z.string(),
+          z.strictObject({
+            mirror: z
+              .url({ protocol: /^https?$/ })
+              .max(1_024)
+              .optional(),
+            insecure: z.boolean().default(false),
+            caFile: absolutePath.optional(),
+          }),
+        )
+        .superRefine((hosts, ctx) => {
+          for (const host of Object.keys(hosts)) {
+            if (isRegistryHost(host)) continue
+            const message = 'must be a host as in an image name, like docker.io or 10.0.0.7:5000'
+            ctx.addIssue({ code: 'custom', path: [host.slice(0, 260)], message })
+          }
+        })
+        .default({}),
+      credentials: z
+        .strictObject({
+          dockerConfigs: z.array(absolutePath).max(16).default([]),
+          imageService: z.strictObject({ socketPath: socketPath.optional() }).optional(),
+          pullSecrets: z
+            .strictObject({
+              kubeconfig: absolutePath.optional(),
+              namespaces: z.array(kubeName(63)).min(1).max(100).optional(),
+              nodeName: kubeName(253).optional(),
+            })
+            .optional(),
+        })
+        .prefault({}),
     })
     .prefault({}),
   fetch: z
@@ -280,8 +367,19 @@ export function parseConfig(value: unknown, origin = 'configuration'): Config {
       { origin },
     )
   }
+  const { imageService } = config.registries.credentials
   return {
     ...config,
+    registries: {
+      ...config.registries,
+      credentials: {
+        ...config.registries.credentials,
+        imageService: imageService && {
+          socketPath: imageService.socketPath ?? `${config.runDir}/cri-image.sock`,
+        },
+        pullSecrets: config.registries.credentials.pullSecrets,
+      },
+    },
     snapshotter: {
       socketPath: config.snapshotter.socketPath ?? `${config.runDir}/snapshotter.sock`,
     },

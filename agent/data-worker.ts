@@ -26,6 +26,8 @@ import type { Logger } from './logger.ts'
 import { Metrics } from './metrics.ts'
 import { monitoringRoutes } from './monitoring.ts'
 import { placesOf } from './places.ts'
+import { CriImageProxy } from './registries/cri-image-proxy.ts'
+import { openRegistries } from './registries/open-registries.ts'
 import { readPolicies } from './trust/read-policies.ts'
 import type { WorkerMessage } from './worker-message.ts'
 
@@ -59,6 +61,7 @@ export async function runDataWorker(
       },
       onVerificationFailure: () => metrics.verificationFailed('block'),
     })
+    const registries = opened.use(await openRegistries(config.registries, { log, metrics }))
     const tls = config.cluster.tls && (await readClusterTls(config.cluster.tls))
     const peers =
       tls && config.cluster.peers.length > 0
@@ -83,6 +86,7 @@ export async function runDataWorker(
         {
           blocks,
           keys,
+          ...(config.registries.lazy && { registries: registries.images }),
           log: log.child({ part: 'snapshotter' }),
           metrics,
           trust,
@@ -154,6 +158,16 @@ export async function runDataWorker(
     opened.use(
       await GrpcServer.listen(config.snapshotter, [snapshotsService(snapshotter.snapshots)], grpc),
     )
+    const { imageService } = config.registries.credentials
+    if (imageService !== undefined) {
+      const proxy = opened.use(
+        new CriImageProxy(config.containerd.socketPath, {
+          pulls: registries.pulls,
+          beforePull: (image, signal) => snapshotter.pullBegins(image, signal),
+        }),
+      )
+      opened.use(await GrpcServer.listen(imageService, [proxy.service], grpc))
+    }
     if (config.cluster.listen !== undefined && tls !== undefined) {
       const service = clusterService({
         sideIndex: (blobCid) => snapshotter.sideIndex(blobCid),

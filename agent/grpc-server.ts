@@ -148,7 +148,10 @@ export class GrpcServer implements AsyncDisposable {
           this.#run(
             path,
             call,
-            (signal) => sendAll(call, streaming(call.request, { signal }), signal),
+            (signal) => {
+              const { metadata } = call
+              return sendAll(call, streaming(call.request, { signal, metadata }), signal)
+            },
             (failure) => call.emit('error', failure),
           )
         }
@@ -158,7 +161,10 @@ export class GrpcServer implements AsyncDisposable {
           this.#run(
             path,
             call,
-            async (signal) => answer(null, await answering(call.request, { signal })),
+            async (signal) => {
+              const { metadata, request } = call
+              answer(null, await answering(request, { signal, metadata }))
+            },
             (failure) => answer(failure),
           )
         }
@@ -186,7 +192,8 @@ export class GrpcServer implements AsyncDisposable {
       } catch (error) {
         name = statusOf(error)
         this.#logFailure(method, name, error)
-        fail({ code: status[name], details: sentenceOf(error).slice(0, DETAILS_LENGTH_MAX) })
+        const own = { code: status[name], details: sentenceOf(error).slice(0, DETAILS_LENGTH_MAX) }
+        fail(error instanceof ForwardedFailure ? error.status : own)
       }
       this.#collaborators.onCall?.(method, name, performance.now() - started)
     })()
@@ -196,6 +203,11 @@ export class GrpcServer implements AsyncDisposable {
 
   #logFailure(method: string, name: StatusName, error: unknown): void {
     const { log } = this.#collaborators
+    // Whoever it is from has logged it, or has not for a reason.
+    if (error instanceof ForwardedFailure) {
+      log.debug({ method, code: error.status.code }, 'a forwarded call failed')
+      return
+    }
     const facts = { method, status: name, ...(error instanceof CodedError ? error.facts : {}) }
     // Part of every pull, so nothing to tell anybody.
     if (EXPECTED.has(name)) log.debug(facts, sentenceOf(error))
@@ -224,8 +236,20 @@ async function sendAll(
   call.end()
 }
 
+/** How another server's call ended that was only passed on: its status becomes the caller's as it is. */
+export class ForwardedFailure extends Error {
+  readonly status: StatusObject
+
+  constructor(status: StatusObject) {
+    super(`a forwarded call ended with status ${status.code}`)
+    this.name = 'ForwardedFailure'
+    this.status = status
+  }
+}
+
 /** Ours by class, others by the codes that they carry. */
 function statusOf(error: unknown): StatusName {
+  if (error instanceof ForwardedFailure) return 'UNKNOWN'
   if (error instanceof CodedError) return error.code
   if (!(error instanceof Error)) return 'UNKNOWN'
   if (error.name === 'AbortError') return 'CANCELLED'

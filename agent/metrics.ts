@@ -33,6 +33,8 @@ export class Metrics {
   readonly #fetchedBytes: Counter<'source'>
   readonly #reusedBytes: Counter
   readonly #registrySentBytes: Counter<'kind'>
+  readonly #registryReceivedBytes: Counter
+  readonly #registryLoginsRefused: Counter
   readonly #verificationFailures: Counter<'what'>
   readonly #imagesRefused: Counter<'policy'>
   readonly #peerAnswers: Counter<'what' | 'found'>
@@ -71,6 +73,16 @@ export class Metrics {
       name: 'ipdr_registry_sent_bytes_total',
       help: 'Bytes that the registry sent; while layers are mounted lazily, its blobs are only configs.',
       labelNames: ['kind'],
+      registers,
+    })
+    this.#registryReceivedBytes = new Counter({
+      name: 'ipdr_registry_received_bytes_total',
+      help: 'Bytes of manifests, configs and layers read from other registries, checked or not.',
+      registers,
+    })
+    this.#registryLoginsRefused = new Counter({
+      name: 'ipdr_registry_logins_refused_total',
+      help: 'Credentials that were shown to a registry and that it did not take.',
       registers,
     })
     this.#peerAnswers = new Counter({
@@ -112,7 +124,7 @@ export class Metrics {
 
   fetched(source: string, bytes: number): void {
     this.#fetchedBytes.inc({ source }, bytes)
-    this.#fetchedBySource.set(source, (this.#fetchedBySource.get(source) ?? 0) + bytes)
+    this.#countSource(source, bytes)
   }
 
   reused(bytes: number): void {
@@ -121,6 +133,15 @@ export class Metrics {
 
   registrySent(kind: 'manifest' | 'blob', bytes: number): void {
     this.#registrySentBytes.inc({ kind }, bytes)
+  }
+
+  registryReceived(bytes: number): void {
+    this.#registryReceivedBytes.inc(bytes)
+    this.#countSource('registry', bytes)
+  }
+
+  registryLoginRefused(): void {
+    this.#registryLoginsRefused.inc()
   }
 
   verificationFailed(what: 'block' | 'layer' | 'toc'): void {
@@ -136,12 +157,12 @@ export class Metrics {
     this.#imagesRefused.inc({ policy })
   }
 
-  /** Verified block bytes from all sources, since this worker started. */
+  /** Bytes of verified blocks, and what registries sent, since this worker started. */
   get fetchedBytes(): number {
     return [...this.#fetchedBySource.values()].reduce((sum, bytes) => sum + bytes, 0)
   }
 
-  /** Verified block bytes by kind of source, since this worker started. */
+  /** The same by kind of source. */
   get fetchedBySource(): ReadonlyMap<string, number> {
     return this.#fetchedBySource
   }
@@ -222,5 +243,9 @@ export class Metrics {
     gauge('ipdr_store_bytes', 'Disk that layer bytes take on this node.', [], async (set) =>
       set.set(await gauges.storeBytes()),
     )
+  }
+
+  #countSource(source: string, bytes: number): void {
+    this.#fetchedBySource.set(source, (this.#fetchedBySource.get(source) ?? 0) + bytes)
   }
 }

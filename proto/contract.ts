@@ -1,4 +1,9 @@
-import type { handleServerStreamingCall, handleUnaryCall, ServiceDefinition } from '@grpc/grpc-js'
+import type {
+  handleServerStreamingCall,
+  handleUnaryCall,
+  Metadata,
+  ServiceDefinition,
+} from '@grpc/grpc-js'
 import type { MethodDefinition } from '@grpc/proto-loader'
 
 /** A gRPC service as loaded from its .proto file, with the types generated from the same file. */
@@ -12,6 +17,8 @@ export type Contract<Definition extends ServiceDefinition, Handlers> = {
 export type Call = {
   /** Aborts when the caller cancels, goes away or runs out of time, and when the server gives up waiting. */
   readonly signal: AbortSignal
+  /** What the caller sent along, where there is a caller. */
+  readonly metadata?: Metadata
 }
 
 /** The methods that implement a service: a promise for an answer, an async iterable for a stream of them. */

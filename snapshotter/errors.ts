@@ -43,5 +43,8 @@ export class LayerError extends CodedError {}
 /** An IPFS block that cannot be had, or is not the block that its CID names. */
 export class BlockError extends CodedError {}
 
+/** A registry that cannot be reached, refuses what it is asked for, or does not speak OCI's distribution protocol. */
+export class RegistryError extends CodedError {}
+
 /** The kernel refused: a mount, a device, a missing file system. */
 export class KernelError extends CodedError {}

@@ -9,6 +9,7 @@ import { isEncrypted } from './encryption/layer-encryption.ts'
 import { type KernelReport, probeKernel } from './erofs/probe-kernel.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import { FuseServer } from './fuse/fuse-server.ts'
+import type { ImageRegistries } from './image-registries.ts'
 import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts'
 import { Images } from './layers/images.ts'
 import { LayerBuilder } from './layers/layer-builder.ts'
@@ -16,6 +17,7 @@ import { LayerKeys } from './layers/layer-keys.ts'
 import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
 import { type LayerServer, Layers, type StartListener } from './layers/layers.ts'
+import { RegistryImages } from './layers/registry-images.ts'
 import { SharedLeaves } from './layers/shared-leaves.ts'
 import { TableThread } from './layers/table-thread.ts'
 import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
@@ -63,6 +65,8 @@ type Collaborators = {
   readonly blocks: BlockSource
   /** Opens the keys of encrypted layers. Without it they cannot be read. */
   readonly keys?: KeyRing
+  /** Images that lie in registries. Without it they are downloaded whole by containerd. */
+  readonly registries?: ImageRegistries
   /** Ends the container that has an active snapshot; by default containers only get EIO. */
   readonly endContainer?: (snapshotKey: string) => Promise<void>
   /** Other nodes of the cluster; by default none. */
@@ -127,6 +131,7 @@ export class Snapshotter implements AsyncDisposable {
     {
       blocks,
       keys = NO_KEYS,
+      registries,
       endContainer,
       peers,
       trust = new TrustPolicies([], { onRefused: () => {} }),
@@ -182,6 +187,8 @@ export class Snapshotter implements AsyncDisposable {
     const builder = new LayerBuilder(
       { places, layerBytesMax: config.storeBytesMax },
       {
+        catalog,
+        registries,
         store,
         blocks,
         log,
@@ -227,6 +234,7 @@ export class Snapshotter implements AsyncDisposable {
         { catalog, store, blocks, tables, places, recorder, peers, log },
       ),
     )
+    const registryImages = registries && new RegistryImages({ catalog, registries, trust, log })
     const images = new Images({ catalog, blocks, trust, log })
     const layers = opened.use(
       new Layers({
@@ -235,10 +243,16 @@ export class Snapshotter implements AsyncDisposable {
         builder,
         mounts,
         shared,
+        registryImages,
         server: fuse && layerServer(fuse),
         log,
         starts: startListener(prefetcher),
-        recheck: (image, signal) => images.recheck(image, { priority: 'foreground', signal }),
+        recheck: async (image, signal) => {
+          if (image.reference === undefined) {
+            return images.recheck(image, { priority: 'foreground', signal })
+          }
+          return registryImages?.recheck(image, signal)
+        },
         onVerificationFailure: (what) => metrics.verificationFailed(what),
         onSpoiled: ({ id, blobDigest }) => {
           if (endContainer === undefined) return
@@ -308,6 +322,14 @@ export class Snapshotter implements AsyncDisposable {
         throw error
       })
     if (image !== undefined) await this.#checkRivals(image, signal)
+  }
+
+  /**
+   * To be called before containerd pulls an image by its name in a registry. Rejects if a layer that is here and would pass for one
+   * of its layers has to be checked first and cannot be.
+   */
+  pullBegins(name: string, signal: AbortSignal): Promise<void> {
+    return this.#parts.layers.pullBegins(name, signal)
   }
 
   /**
@@ -543,7 +565,8 @@ export class Snapshotter implements AsyncDisposable {
   #imagesNamed(subject: string): ImageRecord[] {
     const images = this.images()
     const exact = images.filter(
-      ({ rootCid, manifestDigest }) => subject === rootCid || subject === manifestDigest,
+      ({ rootCid, manifestDigest, reference }) =>
+        subject === rootCid || subject === manifestDigest || subject === reference,
     )
     if (exact.length > 0) return exact
     const { root } = parseImageReference(subject)

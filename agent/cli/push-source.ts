@@ -1,24 +1,35 @@
 import { stat } from 'node:fs/promises'
+import {
+  parseRegistryReference,
+  type RegistryReference,
+} from '../../snapshotter/oci/registry-reference.ts'
 import { EXIT_CODES } from './exit-codes.ts'
-import { CommandFailure } from './failure.ts'
+import { asUsageFailure, CommandFailure } from './failure.ts'
 
 /** Where an image to push comes from. */
 export type PushSource =
   /** An OCI layout, or a tar; `name` chooses among several images. */
   | { readonly kind: 'path'; readonly path: string; readonly name?: string }
   | { readonly kind: 'containerd'; readonly name: string }
+  | { readonly kind: 'registry'; readonly reference: RegistryReference }
   | { readonly kind: 'stdin' }
+
+/** As skopeo spells it: what follows is named as docker names it. */
+const REGISTRY_SCHEME = 'docker://'
 
 /** Reads `<source>` of ipdr push. Rejects with CommandFailure: usage, or not found if there is no such path. */
 export async function parsePushSource(text: string): Promise<PushSource> {
   if (text === '-') return { kind: 'stdin' }
+  if (text.startsWith(REGISTRY_SCHEME)) {
+    return { kind: 'registry', reference: registryReference(text.slice(REGISTRY_SCHEME.length)) }
+  }
   const [, scheme, rest] = /^(oci|docker-archive|containerd):(.*)$/s.exec(text) ?? []
   if (scheme === undefined || rest === undefined) {
     if (text !== '' && (await exists(text))) return { kind: 'path', path: text }
     throw new CommandFailure(
       EXIT_CODES.notFound,
       `there is no ${text === '' ? 'source without a name' : text}`,
-      'Give a path, - for standard input, or oci:DIR, docker-archive:FILE, containerd:IMAGE.',
+      'Give a path, - for standard input, or oci:DIR, docker-archive:FILE, containerd:IMAGE, docker://IMAGE.',
     )
   }
   if (rest === '') {
@@ -26,6 +37,14 @@ export async function parsePushSource(text: string): Promise<PushSource> {
   }
   if (scheme === 'containerd') return { kind: 'containerd', name: rest }
   return await pathAndName(rest)
+}
+
+function registryReference(text: string): RegistryReference {
+  try {
+    return parseRegistryReference(text)
+  } catch (error) {
+    throw asUsageFailure(error)
+  }
 }
 
 /** `path[:name]`; a colon may be part of either, so the longest path that is there counts. */

@@ -94,6 +94,11 @@ export class FetchQueue<Result> {
     return result
   }
 
+  /** How long an asker waits, in ms. */
+  get deadlineMs(): Readonly<Record<Priority, number>> {
+    return this.#limits.deadlineMs
+  }
+
   /** How many wait, by priority. */
   get depth(): Readonly<Record<Priority, number>> {
     const { foreground, prefetch, background } = this.#waiting

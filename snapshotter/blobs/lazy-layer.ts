@@ -1,10 +1,15 @@
+import { setTimeout } from 'node:timers/promises'
 import type { Priority } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
-import { LayerError } from '../errors.ts'
+import { LayerError, RegistryError } from '../errors.ts'
 import type { FetchQueue } from './fetch-queue.ts'
 import type { LayerFile } from './layer-file.ts'
 import type { UnitSource } from './layer-source.ts'
 import { unitAt, unitRange } from './shared-units.ts'
+
+/** Before a registry that failed is asked again, in ms: 250, then twice that each time, up to 4 s. */
+const FIRST_PAUSE_MS = 250
+const LONGEST_PAUSE_MS = 4_000
 
 /** Who reads and how urgent it is. */
 export type ReadRequest = {
@@ -153,12 +158,31 @@ export class LazyLayer implements AsyncDisposable {
         error,
       })
     try {
-      const bytes = await this.#fetch(unit, request)
+      const bytes = await this.#fetchPatiently(unit, request)
       tell(undefined)
       return bytes
     } catch (error) {
       tell(error)
       throw error
+    }
+  }
+
+  /**
+   * A page fault waits for a registry that is down, or that wants credentials which somebody may renew, until its deadline. It
+   * asks again and again from here, since its place in the queue is needed by those that can be served.
+   */
+  async #fetchPatiently(unit: number, request: ReadRequest): Promise<Uint8Array> {
+    const endMs = performance.now() + this.#queue.deadlineMs.foreground
+    const signal = AbortSignal.any([request.signal, this.#closed.signal])
+    for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS)) {
+      try {
+        return await this.#fetch(unit, request)
+      } catch (error) {
+        const isOver = signal.aborted || performance.now() + pauseMs > endMs
+        if (isOver || !isPassing(error)) throw error
+      }
+      // Ended early, it is asked once more and says why it is over.
+      await setTimeout(pauseMs, undefined, { signal }).catch(() => undefined)
     }
   }
 
@@ -189,6 +213,11 @@ export class LazyLayer implements AsyncDisposable {
       { layer: this.name, unit, expected: end - start },
     )
   }
+}
+
+function isPassing(error: unknown): boolean {
+  if (!(error instanceof RegistryError)) return false
+  return error.code === 'UNAVAILABLE' || error.code === 'PERMISSION_DENIED'
 }
 
 function unitsOf({ map }: LayerFile, range: ByteRange): number[] {

@@ -1,6 +1,8 @@
 import { DatabaseSync, type StatementSync } from 'node:sqlite'
 import { LayerError } from '../errors.ts'
+import type { RepositoryScope } from '../image-registries.ts'
 import type { Digest } from '../oci/digest.ts'
+import type { RegistryPlace } from '../oci/registry-reference.ts'
 
 /** How a layer's blob holds its tar, found by looking at the bytes; the last two are read by another tool's tables. */
 export type LayerFormat = 'tar' | 'tar+gzip' | 'tar+zstd' | 'tar+zstd:chunked' | 'tar+estargz'
@@ -66,12 +68,22 @@ export type ImageLayer = {
   readonly annotations: Readonly<Record<string, string>>
   /** CIDv1 of the side index that lies beside the image for it. */
   readonly indexCid: string | undefined
+  /** The image is in a registry, and so is the blob: its parts have no CIDs. `blobCid` is made of its digest. */
+  readonly inRegistry?: boolean
 }
 
-/** An image that this node's registry served or was told to pull. */
+/** Where an image is in a registry, and who pulled it from there. */
+export type ImageOrigin = RegistryPlace & {
+  /** The Kubernetes namespace of the pod that it was pulled for; '' if that is not known. */
+  readonly namespace: string
+  /** The name that it was pulled by. */
+  readonly reference: string
+}
+
+/** An image that this node's registry served, was told to pull, or that containerd pulls from another registry. */
 export type ImageRecord = {
   readonly id: number
-  /** CIDv1 of the image's directory. */
+  /** CIDv1 of the image's directory; of an image in a registry, made of its manifest's digest. */
   readonly rootCid: string
   readonly manifestDigest: string
   /** Milliseconds since the epoch. */
@@ -79,6 +91,8 @@ export type ImageRecord = {
   /** `TrustPolicies.fingerprint` of those that let it run. */
   readonly trustedBy: string
   readonly layers: readonly ImageLayer[]
+  /** The name in a registry that it was first pulled by; undefined for one on IPFS. */
+  readonly reference?: string | undefined
 }
 
 const SCHEMA = `
@@ -122,12 +136,23 @@ const SCHEMA = `
   CREATE INDEX image_layers_by_chain_id ON image_layers (chain_id);
 `
 
+const IN_REGISTRY =
+  'EXISTS (SELECT 1 FROM image_origins o WHERE o.image_id = image_layers.image_id) AS in_registry'
+
 /** What makes each version of the schema of the one before, from an empty file on. */
 const SCHEMA_STEPS: readonly string[] = [
   SCHEMA,
   `ALTER TABLE layers ADD COLUMN index_cid TEXT;
    ALTER TABLE image_layers ADD COLUMN index_cid TEXT;`,
   `ALTER TABLE images ADD COLUMN trusted_by TEXT NOT NULL DEFAULT '';`,
+  `CREATE TABLE image_origins (
+     image_id INTEGER NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+     host TEXT NOT NULL,
+     repository TEXT NOT NULL,
+     namespace TEXT NOT NULL,
+     reference TEXT NOT NULL,
+     PRIMARY KEY (image_id, host, repository, namespace)
+   ) STRICT;`,
 ]
 
 /** Which images and layers this node knows, in an embedded database; every call is one durable transaction. */
@@ -183,6 +208,42 @@ export class Catalog implements Disposable {
     })
   }
 
+  hasImage(rootCid: string, manifestDigest: string): boolean {
+    const sql = 'SELECT 1 FROM images WHERE root_cid = ? AND manifest_digest = ?'
+    return this.#sql(sql).get(rootCid, manifestDigest) !== undefined
+  }
+
+  /** Remembers where an image is in a registry, and for whom it was pulled. */
+  addOrigin(imageId: number, { host, repository, namespace, reference }: ImageOrigin): void {
+    this.#sql('INSERT OR IGNORE INTO image_origins VALUES (?, ?, ?, ?, ?)').run(
+      imageId,
+      host,
+      repository,
+      namespace,
+      reference,
+    )
+  }
+
+  /** Every repository from which an image with this blob was pulled, and the namespaces it was pulled for; the last pull first. */
+  scopesOf(blobCid: string): RepositoryScope[] {
+    const scopes = new Map<string, { place: RegistryPlace; namespaces: string[] }>()
+    const rows = this.#sql(
+      `SELECT DISTINCT host, repository, namespace, seen_at_ms FROM image_origins
+       JOIN images ON images.id = image_origins.image_id
+       JOIN image_layers ON image_layers.image_id = images.id
+       WHERE blob_cid = ? ORDER BY seen_at_ms DESC`,
+    ).all(blobCid)
+    for (const row of rows) {
+      const place = { host: String(row['host']), repository: String(row['repository']) }
+      const key = `${place.host}/${place.repository}`
+      const namespaces = scopes.get(key)?.namespaces ?? []
+      const namespace = String(row['namespace'])
+      if (namespace !== '' && !namespaces.includes(namespace)) namespaces.push(namespace)
+      scopes.set(key, { place, namespaces })
+    }
+    return [...scopes.values()].map(({ place, namespaces }) => ({ ...place, namespaces }))
+  }
+
   /** Images of which a layer has this chain ID, the one seen last first. */
   imagesWithChain(layerChainId: string): ImageRecord[] {
     return this.#images(
@@ -202,6 +263,12 @@ export class Catalog implements Disposable {
 
   forgetImage(id: number): void {
     this.#sql('DELETE FROM images WHERE id = ?').run(id)
+  }
+
+  /** Whether there is a layer that can be mounted and was not found to be its diff ID yet. */
+  hasUnverifiedLayers(): boolean {
+    const sql = `SELECT 1 FROM layers WHERE state = 'ready' AND verified = 0 LIMIT 1`
+    return this.#sql(sql).get() !== undefined
   }
 
   /** Asked for each layer of a chain at every Prepare: answered from memory until anything about layers changes. */
@@ -250,7 +317,7 @@ export class Catalog implements Disposable {
   /** Every way in which an image on this node describes the layer with this blob; of the image seen last first. */
   imageLayers(blobCid: string): ImageLayer[] {
     return this.#imageLayers(
-      `SELECT image_layers.* FROM image_layers JOIN images ON image_id = images.id
+      `SELECT image_layers.*, ${IN_REGISTRY} FROM image_layers JOIN images ON image_id = images.id
        WHERE blob_cid = ? ORDER BY seen_at_ms DESC`,
       blobCid,
     )
@@ -338,11 +405,19 @@ export class Catalog implements Disposable {
         manifestDigest: String(row['manifest_digest']),
         seenAtMs: Number(row['seen_at_ms']),
         trustedBy: String(row['trusted_by']),
+        reference: this.#referenceOf(Number(row['id'])),
         layers: this.#imageLayers(
-          'SELECT * FROM image_layers WHERE image_id = ? ORDER BY position',
+          `SELECT *, ${IN_REGISTRY} FROM image_layers WHERE image_id = ? ORDER BY position`,
           Number(row['id']),
         ),
       }))
+  }
+
+  #referenceOf(imageId: number): string | undefined {
+    const row = this.#sql(
+      'SELECT reference FROM image_origins WHERE image_id = ? ORDER BY rowid LIMIT 1',
+    ).get(imageId)
+    return textOrUndefined(row?.['reference'])
   }
 
   #imageLayers(sql: string, parameter: string | number): ImageLayer[] {
@@ -357,6 +432,7 @@ export class Catalog implements Disposable {
         mediaType: String(row['media_type']),
         annotations: JSON.parse(String(row['annotations'])) as Record<string, string>,
         indexCid: textOrUndefined(row['index_cid']),
+        inRegistry: row['in_registry'] === 1,
       }))
   }
 

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { z } from 'zod'
 import type { LayerBlob } from '../blobs/layer-blob.ts'
+import { RegistryBlob, type RegistryBlobName } from '../blobs/registry-blob.ts'
 import type { BlockSource } from '../block-source.ts'
 import { UnixfsFile } from '../dag/unixfs-file.ts'
 import { BlockError } from '../errors.ts'
@@ -34,8 +35,17 @@ export function keptEncryptedBlob(blob: LayerBlob, encryption: KeptEncryption): 
   return Buffer.concat([head, text, sha256(text), blob.toBytes()])
 }
 
+/** Where the bytes of blobs come from. */
+export type BlobPlaces = {
+  readonly blocks: BlockSource
+  readonly inRegistry: (name: RegistryBlobName) => RegistryBlob
+}
+
 /** What `LayerBlob.toBytes` or `keptEncryptedBlob` wrote; asks nobody. Throws BlockError DATA_LOSS if the bytes are neither. */
-export function readKeptBlob(bytes: Uint8Array, blocks: BlockSource): KeptBlob {
+export function readKeptBlob(bytes: Uint8Array, { blocks, inRegistry }: BlobPlaces): KeptBlob {
+  if (RegistryBlob.isKept(bytes)) {
+    return { blob: inRegistry(RegistryBlob.nameFromBytes(bytes)), encryption: undefined }
+  }
   const body = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length)
   if (!body.subarray(0, MAGIC.length).equals(MAGIC)) {
     return { blob: UnixfsFile.fromBytes(body, blocks), encryption: undefined }

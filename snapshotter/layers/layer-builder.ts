@@ -4,6 +4,7 @@ import type { BlobStore } from '../blobs/blob-store.ts'
 import type { LayerBlob } from '../blobs/layer-blob.ts'
 import type { LayerMap } from '../blobs/layer-map.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
+import { blobCid, RegistryBlob, type RegistryBlobName } from '../blobs/registry-blob.ts'
 import type { BlockSource } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
 import type { ClusterPeers } from '../cluster-peers.ts'
@@ -12,7 +13,8 @@ import { UnixfsFile } from '../dag/unixfs-file.ts'
 import { DecryptedBlob } from '../encryption/decrypted-blob.ts'
 import type { LayerKey } from '../encryption/layer-cipher.ts'
 import { isEncrypted } from '../encryption/layer-encryption.ts'
-import { CodedError, ImageError, LayerError } from '../errors.ts'
+import { CodedError, ImageError, LayerError, RegistryError } from '../errors.ts'
+import type { ImageRegistries } from '../image-registries.ts'
 import type { Log } from '../log.ts'
 import type { Digest } from '../oci/digest.ts'
 import { fetchChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
@@ -23,13 +25,13 @@ import { decodeToc, encodeToc, LAYER_INDEX_ANNOTATION } from '../toc/layer-index
 import type { LayerToc } from '../toc/layer-toc.ts'
 import { fetchLayerIndex } from '../toc/read-layer-toc.ts'
 import { SNIFF_BYTES, sniffCompression } from '../toc/sniff-compression.ts'
-import { NO_TABLES, tablesNamed } from '../toc/table-annotations.ts'
+import { NO_TABLES, tablesNamed, vouchedTable } from '../toc/table-annotations.ts'
 import { TarLayerMap } from '../toc/tar-layer-map.ts'
 import { walkTar } from '../toc/walk-tar.ts'
-import type { FoundLayer, ImageLayer, LayerFormat, LayerRecord } from './catalog.ts'
+import type { Catalog, FoundLayer, ImageLayer, LayerFormat, LayerRecord } from './catalog.ts'
 import { CiphertextFile } from './ciphertext-file.ts'
 import { writeDurably } from './durable-file.ts'
-import { keptEncryptedBlob, readKeptBlob } from './kept-blob.ts'
+import { type BlobPlaces, keptEncryptedBlob, readKeptBlob } from './kept-blob.ts'
 import type { KeptEncryption, LayerKeys } from './layer-keys.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
 import { LayerReading, layerBytesBound } from './layer-reading.ts'
@@ -46,6 +48,9 @@ import { verifyCiphertext } from './verify-ciphertext.ts'
 export type BuiltLayer = FoundLayer & { readonly held: LazyLayer }
 
 type Parts = {
+  /** Where blobs in registries are to be had. */
+  readonly catalog: Pick<Catalog, 'scopesOf'>
+  readonly registries: ImageRegistries | undefined
   readonly tables: TableThread
   readonly store: BlobStore
   readonly blocks: BlockSource
@@ -169,7 +174,7 @@ export class LayerBuilder {
     if (encryption === undefined) return undefined
     const opened = await this.#parts.keys.reopen(blobCid, encryption)
     const stored = await readFile(this.#places.leavesPath(id))
-    const { blob } = readKeptBlob(stored, this.#parts.blocks)
+    const { blob } = readKeptBlob(stored, this.#blobPlaces)
     const kept = this.#ciphertext(id)
     const sentence = await verifyCiphertext(blob, { kept, opened, blobDigest }, signal)
     if (sentence === undefined) await kept.remove()
@@ -289,6 +294,7 @@ export class LayerBuilder {
   async #find(id: number, layer: ImageLayer, blob: LayerBlob, signal: AbortSignal): Promise<Found> {
     const request = { priority: 'foreground', signal } as const
     const read = (range: ByteRange): Promise<Uint8Array> => blob.readRange(range, request)
+    if (blob instanceof RegistryBlob) return this.#findByTables(id, layer, blob, signal)
     const index = await fetchLayerIndex(layer.annotations, read, blob.size, signal)
     if (index !== undefined) {
       const request = { kind: 'index', ...index, blobSize: blob.size } as const
@@ -307,6 +313,42 @@ export class LayerBuilder {
     throw new LayerError(
       'INVALID_ARGUMENT',
       `layer ${layer.blobDigest} (${layer.mediaType}) is neither tar nor gzip nor zstd, it starts with ${hexOf(start)}: an encrypted or damaged layer`,
+      { digest: layer.blobDigest },
+    )
+  }
+
+  /**
+   * A layer in a registry, by tables for which its manifest vouches and which vouch for every byte of it: nothing else does.
+   * Rejects with LayerError if it has none; whoever pulls it downloads it whole then.
+   */
+  async #findByTables(
+    id: number,
+    layer: ImageLayer,
+    blob: RegistryBlob,
+    signal: AbortSignal,
+  ): Promise<Found> {
+    const { tables } = this.#parts
+    const request = { priority: 'foreground', signal } as const
+    const read = (range: ByteRange): Promise<Uint8Array> => blob.readRange(range, request)
+    const of = { size: blob.size, leafStarts: blob.leafStarts, unverified: true }
+    switch (vouchedTable(layer.annotations)) {
+      case 'zstd:chunked': {
+        const found = await fetchChunkedTables(layer.annotations, read, blob.size, signal)
+        if (found === undefined) break
+        const answer = await tables.index({ kind: 'chunked', tables: found, blob: of })
+        return this.#holdIndexed(id, blob, 'tar+zstd:chunked', answer)
+      }
+      case 'eStargz': {
+        const table = await fetchEstargzToc(layer.annotations, read, blob.size, signal)
+        if (table === undefined) break
+        const answer = await tables.index({ kind: 'estargz', table, blob: of })
+        return this.#holdIndexed(id, blob, 'tar+estargz', answer)
+      }
+      default:
+    }
+    throw new LayerError(
+      'FAILED_PRECONDITION',
+      `layer ${layer.blobDigest} has no table of contents where its manifest says that it has one`,
       { digest: layer.blobDigest },
     )
   }
@@ -450,6 +492,9 @@ export class LayerBuilder {
   }
 
   async #openBlob(id: number, layer: ImageLayer, signal: AbortSignal): Promise<LayerBlob> {
+    if (layer.inRegistry === true) {
+      return this.#inRegistry({ digest: layer.blobDigest, size: layer.blobSize })
+    }
     const open = (): Promise<LayerBlob> =>
       UnixfsFile.open(CID.parse(layer.blobCid), this.#parts.blocks, {
         priority: 'foreground',
@@ -465,8 +510,29 @@ export class LayerBuilder {
   /** The blob of a layer that was built, from this node's disk alone. */
   async #reopenBlob(id: number): Promise<LayerBlob> {
     const stored = await readFile(this.#places.leavesPath(id))
-    const { blob, encryption } = readKeptBlob(stored, this.#parts.blocks)
+    const { blob, encryption } = readKeptBlob(stored, this.#blobPlaces)
     return encryption === undefined ? blob : this.#decrypted(id, blob, encryption)
+  }
+
+  get #blobPlaces(): BlobPlaces {
+    return { blocks: this.#parts.blocks, inRegistry: (name) => this.#inRegistry(name) }
+  }
+
+  #inRegistry(name: RegistryBlobName): RegistryBlob {
+    const cid = blobCid(name.digest).toString()
+    return new RegistryBlob(name, async (range, request) => {
+      const { catalog, registries } = this.#parts
+      // Asked each time: another image with the same layer, or another namespace, may have come since.
+      const scopes = catalog.scopesOf(cid)
+      if (registries !== undefined && scopes.length > 0) {
+        return registries.readBlob(scopes, name, range, request)
+      }
+      throw new RegistryError(
+        'NOT_FOUND',
+        `no image on this node says in which registry layer ${name.digest} is: pull its image again`,
+        { digest: name.digest },
+      )
+    })
   }
 
   #decrypted(id: number, encrypted: LayerBlob, encryption: KeptEncryption): DecryptedBlob {

@@ -2,15 +2,17 @@ import { setMaxListeners } from 'node:events'
 import type { BlobStore } from '../blobs/blob-store.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import { isEncrypted } from '../encryption/layer-encryption.ts'
-import { ImageError, LayerError } from '../errors.ts'
+import { CodedError, ImageError, LayerError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import type { ClaimedLayer, ClaimRequest, LazyLayers } from '../snapshots/lazy-layers.ts'
 import { tablesNamed } from '../toc/table-annotations.ts'
+import { unlessAborted } from '../unless-aborted.ts'
 import type { Catalog, ImageLayer, ImageRecord, LayerRecord } from './catalog.ts'
 import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
 import { fuseInode, layerOfInode } from './layer-places.ts'
 import { type Verdict, verifyLayer } from './layer-verifier.ts'
+import type { RegistryImages } from './registry-images.ts'
 import type { SharedLeaves } from './shared-leaves.ts'
 
 /** Set by CRI and nerdctl where they are told to: which manifest a layer is pulled for. */
@@ -39,6 +41,8 @@ type Parts = {
   readonly builder: LayerBuilder
   readonly mounts: LayerMounts
   readonly shared: SharedLeaves
+  /** Undefined where no registry is ever asked. */
+  readonly registryImages: RegistryImages | undefined
   /** Undefined on a kernel that cannot mount lazily: then no layer is ever claimed. */
   readonly server: LayerServer | undefined
   /** Rejects if an image may not run by the policies of now. */
@@ -93,16 +97,25 @@ export class Layers implements LazyLayers, AsyncDisposable {
     for (const held of store.layers()) if (held.file.isComplete) this.completed(held)
   }
 
-  async claim({ layerChainId, labels, signal }: ClaimRequest): Promise<ClaimedLayer | undefined> {
-    const { catalog, server, log, starts } = this.#parts
-    const images = catalog.imagesWithChain(layerChainId)
+  async claim(request: ClaimRequest): Promise<ClaimedLayer | undefined> {
+    const { layerChainId, labels, signal } = request
+    const { catalog, server, log, starts, registryImages } = this.#parts
+    const pulledImage = server && (await this.#fromRegistry(request))
+    // It is downloaded by containerd, and no other image's word is enough to take a layer for one of its own.
+    if (pulledImage === 'declined') return this.#claimVerified(layerChainId)
+    const images = catalog
+      .imagesWithChain(layerChainId)
+      // Where no registry is asked any more, nothing of theirs could be read.
+      .filter(({ reference }) => reference === undefined || registryImages !== undefined)
     const blobOf = ({ layers }: ImageRecord): string | undefined =>
       layers.find((layer) => layer.layerChainId === layerChainId)?.blobCid
     const usable = images.filter(
       (each) => catalog.layerByBlob(blobOf(each) ?? '')?.state !== 'corrupt',
     )
     const hint = labels.get(MANIFEST_DIGEST_LABEL)
-    const hinted = usable.find(({ manifestDigest }) => manifestDigest === hint)
+    const hinted =
+      usable.find(({ id }) => id === pulledImage?.id) ??
+      usable.find(({ manifestDigest }) => manifestDigest === hint)
     // One that is corrupt is better named than passed over in silence.
     const candidates = usable.length === 0 ? images.slice(0, 1) : usable
     const image = await this.#trusted(hinted === undefined ? candidates : [hinted], signal)
@@ -129,8 +142,44 @@ export class Layers implements LazyLayers, AsyncDisposable {
     const isContested =
       new Set(pulled.map(blobOf)).size > 1 || !this.#isDescribedAlike(record.blobCid)
     if (isContested && !record.verified) await this.fetchWhole(record, signal)
-    catalog.touchLayer(record.id)
+    return this.#claimed(record)
+  }
+
+  #claimed(record: LayerRecord): ClaimedLayer {
+    this.#parts.catalog.touchLayer(record.id)
     return { layer: record.id, size: BigInt(record.blobSize), inodes: BigInt(record.inodes) }
+  }
+
+  /**
+   * The image that is pulled from a registry, of which every layer can be mounted; undefined if none is pulled from one, as far
+   * as labels tell. All of it or nothing: what lies above a layer that containerd has to download, it downloads as well.
+   */
+  async #fromRegistry(request: ClaimRequest): Promise<ImageRecord | 'declined' | undefined> {
+    const { registryImages } = this.#parts
+    const image = await registryImages?.find(request, request.signal)
+    if (registryImages === undefined || image === undefined || image === 'declined') return image
+    try {
+      await this.checkRivals(image, request.signal)
+      const ready = Promise.all(image.layers.map((layer) => this.ready(layer)))
+      await unlessAborted(ready, request.signal)
+      registryImages.used(image)
+      return image
+    } catch (error) {
+      if (request.signal.aborted || !(error instanceof CodedError)) throw error
+      registryImages.decline(image, error.message)
+      return 'declined'
+    }
+  }
+
+  /** A layer of which all is here and was checked: it is that tar, whoever asks. */
+  #claimVerified(layerChainId: string): ClaimedLayer | undefined {
+    const { catalog } = this.#parts
+    const records = catalog
+      .imagesWithChain(layerChainId)
+      .flatMap(({ layers }) => layers.filter((layer) => layer.layerChainId === layerChainId))
+      .map(({ blobCid }) => catalog.layerByBlob(blobCid))
+    const verified = records.find((record) => record?.state === 'ready' && record.verified)
+    return verified && !isEncrypted(verified.mediaType) ? this.#claimed(verified) : undefined
   }
 
   /** The first of some images that may run by the policies of now. Rejects with the first refusal if none may. */
@@ -234,8 +283,24 @@ export class Layers implements LazyLayers, AsyncDisposable {
    * with BlockError if it cannot be fetched.
    */
   async checkRivals(image: ImageRecord, signal: AbortSignal): Promise<void> {
+    await this.#checkRivalsOf(image.layers, signal)
+    for (const layer of image.layers) await this.#checkTwins(layer, signal)
+  }
+
+  /**
+   * The same before containerd pulls an image by itself, whose layers it takes from what is here under their chain IDs without
+   * asking anybody. Rejects as `checkRivals`; an image of which nothing can be told is let pass.
+   */
+  async pullBegins(name: string, signal: AbortSignal): Promise<void> {
+    const { catalog, registryImages } = this.#parts
+    if (registryImages === undefined || !catalog.hasUnverifiedLayers()) return
+    const layers = await registryImages.layersToCome(name, signal)
+    if (layers !== undefined) await this.#checkRivalsOf(layers, signal)
+  }
+
+  async #checkRivalsOf(layers: readonly ImageLayer[], signal: AbortSignal): Promise<void> {
     const { catalog, log } = this.#parts
-    for (const layer of image.layers) {
+    for (const layer of layers) {
       for (const { id, blobCid } of catalog.layersByDiffId(layer.diffId)) {
         const isSame = (indexCid: string | undefined): boolean =>
           blobCid === layer.blobCid &&
@@ -255,7 +320,6 @@ export class Layers implements LazyLayers, AsyncDisposable {
         const checked = catalog.layer(id)
         if (checked?.state === 'ready' && !checked.verified) throw notChecked(rival)
       }
-      await this.#checkTwins(layer, signal)
     }
   }
 
@@ -478,13 +542,4 @@ function notChecked({ blobDigest, blobCid }: LayerRecord): LayerError {
     `layer ${blobDigest} at ${blobCid} had to be checked whole first, and could not be: the agent's log says why`,
     { digest: blobDigest, cid: blobCid },
   )
-}
-
-/** `work`, or a rejection as soon as `signal` aborts; the work itself goes on for others. */
-function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  signal.throwIfAborted()
-  const { promise, reject } = Promise.withResolvers<never>()
-  const abort = (): void => reject(signal.reason)
-  signal.addEventListener('abort', abort, { once: true })
-  return Promise.race([work, promise]).finally(() => signal.removeEventListener('abort', abort))
 }

@@ -13,6 +13,7 @@ import { GzipLayerMap } from '../toc/gzip/gzip-layer-map.ts'
 import { decodeLayerIndex, decodeToc, encodeToc } from '../toc/layer-index.ts'
 import type { DirNode, FileNode } from '../toc/layer-tree.ts'
 import { decodeSideIndex, encodeSideIndex, type IndexedLayer } from '../toc/side-index.ts'
+import type { TableBlob } from '../toc/table-blob.ts'
 
 /** The index of a published layer, to be checked and taken apart. */
 export type IndexRequest = {
@@ -31,13 +32,13 @@ export type SideIndexRequest = {
 export type ChunkedRequest = {
   readonly kind: 'chunked'
   readonly tables: StoredChunkedTables
-  readonly blob: { readonly size: number; readonly leafStarts: Float64Array }
+  readonly blob: TableBlob
 }
 /** The table of a layer that another tool wrote as eStargz. */
 export type EstargzRequest = {
   readonly kind: 'estargz'
   readonly table: StoredEstargzToc
-  readonly blob: { readonly size: number; readonly leafStarts: Float64Array }
+  readonly blob: TableBlob
 }
 export type IndexAnswer = {
   /** As `encodeToc` writes it, and as `LayerMap.toBytes`. */

@@ -90,7 +90,8 @@ export function checkRepository(repository: string): void {
   )
 }
 
-function checkTag(tag: string, shown: string): string {
+/** Throws ImageError INVALID_ARGUMENT unless `tag` is a legal one; `shown` is what was written. */
+export function checkTag(tag: string, shown: string): string {
   if (TAG.test(tag)) return tag
   if (tag.includes(':')) parseDigest(tag) // Says what is wrong with a digest that is not one.
   throw new ImageError(

@@ -212,7 +212,8 @@ export class Prefetcher implements AsyncDisposable {
   async #published(chainId: string, isPull: boolean): Promise<PrefetchList | undefined> {
     const { catalog, blocks, log } = this.#parts
     const [image] = catalog.imagesWithChain(chainId)
-    if (image === undefined) return undefined
+    // In a registry, nothing lies beside an image.
+    if (image === undefined || image.reference !== undefined) return undefined
     const { rootCid, manifestDigest } = image
     const name = `${rootCid}-${manifestDigest}`
     const kept = await this.#lists.get(name, 'published')

@@ -22,3 +22,16 @@ export function tablesNamed(annotations: Readonly<Record<string, string>>): stri
 
 /** `tablesNamed` of a descriptor that says nothing of a table of contents. */
 export const NO_TABLES: string = tablesNamed({})
+
+/** The kind of table for whose bytes a layer's manifest vouches, so that the table can vouch for the layer's; undefined if for none. */
+export function vouchedTable(
+  annotations: Readonly<Record<string, string>>,
+): 'zstd:chunked' | 'eStargz' | undefined {
+  const chunked = [
+    CHUNKED_CHECKSUM_ANNOTATION,
+    CHUNKED_POSITION_ANNOTATION,
+    TAR_SPLIT_POSITION_ANNOTATION,
+  ]
+  if (chunked.every((name) => name in annotations)) return 'zstd:chunked'
+  return ESTARGZ_TOC_DIGEST_ANNOTATION in annotations ? 'eStargz' : undefined
+}

@@ -57,14 +57,21 @@ export class TrustPolicies {
     return this.#policies.map(({ name }) => name)
   }
 
+  /** The name of the policy that decides on images of this name; undefined if they run without. */
+  decidingOn(name: string): string | undefined {
+    return this.#policyFor(name)?.name
+  }
+
+  #policyFor(name: string): TrustPolicy | undefined {
+    return this.#policies.find(({ images }) => images.some((pattern) => matches(pattern, name)))
+  }
+
   /**
    * Checks an image before anything of it is made known to containerd. Rejects with ImageError PERMISSION_DENIED, which names the
    * policy and what it demands; with BlockError, or what else `place` fails with, if signatures cannot be had.
    */
   async check(image: ImageToTrust, request: BlockRequest): Promise<Trusted> {
-    const policy = this.#policies.find(({ images }) =>
-      images.some((pattern) => matches(pattern, image.name)),
-    )
+    const policy = this.#policyFor(image.name)
     if (policy === undefined) return { policy: undefined, by: [] }
     if (image.root !== undefined && policy.roots.includes(image.root)) {
       return { policy: policy.name, by: [image.root] }

@@ -39,6 +39,13 @@ describe('the configuration', () => {
     [{ ipfs: { peers: ['10.0.0.1:4001'] } }, /ipfs\.peers\.0/],
     [{ store: { bytesMax: -1 } }, /store\.bytesMax/],
     [{ fetch: { foregroundDeadlineMs: 1.5 } }, /fetch\.foregroundDeadlineMs/],
+    [{ registries: { hosts: { 'a/b': {} } } }, /registries\.hosts\.a\/b: .*must be a host/],
+    [{ registries: { hosts: { x: { mirror: 'ftp://x' } } } }, /registries\.hosts\.x\.mirror/],
+    [{ registries: { hosts: { x: { password: 'y' } } } }, /registries\.hosts\.x: .*password/],
+    [
+      { registries: { credentials: { dockerConfigs: ['config.json'] } } },
+      /registries\.credentials\.dockerConfigs\.0: must be an absolute path/,
+    ],
     [{ cluster: { listen: '127.0.0.1:1' } }, /cluster: needs tls/],
     [{ cluster: { peers: ['https://a'] } }, /cluster: needs tls/],
     [{ cluster: { peers: ['http://10.0.0.1'] } }, /cluster\.peers\.0/],

@@ -4,6 +4,7 @@ import { encode } from '@ipld/dag-pb'
 import { UnixFS } from 'ipfs-unixfs'
 import { parseConfig } from '../../agent/config.ts'
 import { readCar } from '../../agent/ipfs/read-car.ts'
+import { RegistryBlob } from '../../snapshotter/blobs/registry-blob.ts'
 import { openIpfsImage } from '../../snapshotter/dag/open-ipfs-image.ts'
 import { UnixfsFile } from '../../snapshotter/dag/unixfs-file.ts'
 import { decodeUnixfsNode } from '../../snapshotter/dag/unixfs-node.ts'
@@ -186,12 +187,17 @@ fuzz('what was kept of a blob, with a checksum that fits', {
     const blocks = new MemoryBlocks()
     const cid = await blocks.addFile(Buffer.alloc(700_000, 3))
     const file = await UnixfsFile.open(cid, blocks, request)
-    return [Buffer.from(file.toBytes()).subarray(0, -32)]
+    const name = { digest: digestOf(Buffer.from('blob')), size: 700_000 }
+    const inRegistry = new RegistryBlob(name, async () => new Uint8Array())
+    return [file, inRegistry].map((blob) => Buffer.from(blob.toBytes()).subarray(0, -32))
   },
   mutate: mutateBytes,
   read: (body) => {
     const bytes = Buffer.concat([body, createHash('sha256').update(body).digest()])
-    readKeptBlob(bytes, new MemoryBlocks())
+    readKeptBlob(bytes, {
+      blocks: new MemoryBlocks(),
+      inRegistry: (name) => new RegistryBlob(name, async () => new Uint8Array()),
+    })
   },
 })
 

@@ -21,6 +21,8 @@ type AgentConfig = {
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
   readonly mergeLayersMin?: number
+  /** As in the configuration. */
+  readonly registries?: object
   readonly keysDir?: string
   readonly containerdSocket?: string
   readonly policies?: readonly object[]
@@ -36,6 +38,8 @@ type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
 export class AgentProcess implements AsyncDisposable {
   readonly snapshotterSocket: string
   readonly adminSocket: string
+  /** CRI's image service, if the configuration asks for it. */
+  readonly imageServiceSocket: string
   readonly registryUrl: string
   readonly monitoringUrl: string
   readonly logPath: string
@@ -57,6 +61,7 @@ export class AgentProcess implements AsyncDisposable {
     this.runDir = join(scratch.run, 'agent')
     this.snapshotterSocket = join(this.runDir, 'snapshotter.sock')
     this.adminSocket = join(this.runDir, 'admin.sock')
+    this.imageServiceSocket = join(this.runDir, 'cri-image.sock')
     this.registryUrl = `http://127.0.0.1:${ports.registry}`
     this.monitoringUrl = `http://127.0.0.1:${ports.monitoring}`
     this.logPath = join(scratch.dir, 'agent.log')
@@ -75,6 +80,7 @@ export class AgentProcess implements AsyncDisposable {
         ...(config.foregroundDeadlineMs && {
           fetch: { foregroundDeadlineMs: config.foregroundDeadlineMs },
         }),
+        ...(config.registries && { registries: config.registries }),
         ...(config.keyProvider && { keyProvider: config.keyProvider }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
         ...(config.policies && { trust: { policies: config.policies } }),

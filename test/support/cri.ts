@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { connect, type ServiceClient } from '../../proto/client.ts'
 import { criImageContract, criRuntimeContract } from '../../proto/load.ts'
+import type { AuthConfig } from '../../proto/types/runtime/v1/AuthConfig.ts'
 import type { ContainerStatus__Output } from '../../proto/types/runtime/v1/ContainerStatus.ts'
 import type { FilesystemUsage__Output } from '../../proto/types/runtime/v1/FilesystemUsage.ts'
 import type { Image__Output } from '../../proto/types/runtime/v1/Image.ts'
@@ -38,17 +39,23 @@ export class Cri implements Disposable {
   readonly #logDir: string
   #names = 0
 
-  private constructor(containerd: Containerd) {
+  private constructor(containerd: Containerd, imageServiceSocket: string) {
     this.#containerd = containerd
     this.#runtime = connect(criRuntimeContract(), containerd.socketPath)
-    this.#images = connect(criImageContract(), containerd.socketPath)
+    this.#images = connect(criImageContract(), imageServiceSocket)
     this.#logDir = join(containerd.root, '../pods')
     mkdirSync(this.#logDir, { recursive: true })
   }
 
-  /** Connects to a running containerd and gives it the pause image. */
-  static async connect(containerd: Containerd): Promise<Cri> {
-    const cri = new Cri(containerd)
+  /**
+   * Connects to a running containerd and gives it the pause image. Calls about images go to another socket, if one is given: the
+   * kubelet's `--image-service-endpoint`.
+   */
+  static async connect(
+    containerd: Containerd,
+    imageServiceSocket: string = containerd.socketPath,
+  ): Promise<Cri> {
+    const cri = new Cri(containerd, imageServiceSocket)
     const [repository = '', tag] = PAUSE_IMAGE.split(':')
     const archive = await buildPauseArchive()
     await containerd.ctr(['-n', 'k8s.io', 'images', 'import', '--base-name', repository, archive])
@@ -61,6 +68,18 @@ export class Cri implements Disposable {
   async pullImage(image: string, signal: AbortSignal = deadline()): Promise<string> {
     const { imageRef } = await this.#images.calls.PullImage({ image: { image } }, { signal })
     return imageRef
+  }
+
+  /** Pulls an image for a pod of a namespace, with what its pull secrets say. */
+  async pullImageFor(namespace: string, image: string, auth?: AuthConfig): Promise<void> {
+    await this.#images.calls.PullImage(
+      {
+        image: { image },
+        auth: auth ?? null,
+        sandboxConfig: { metadata: { name: 'pod', uid: 'uid', namespace, attempt: 0 } },
+      },
+      { signal: deadline() },
+    )
   }
 
   /** What containerd knows of an image; undefined if it does not have it. */

@@ -57,10 +57,26 @@ export class FuseMount implements AsyncDisposable {
 }
 
 /** A log that keeps its sentences for a test to read. */
-export function listeningLog(): Log & { readonly sentences: string[] } {
+export function listeningLog(): Log & {
+  readonly sentences: string[]
+  /** The next sentence with this in it, from now on. */
+  said(text: string): Promise<string>
+} {
   const sentences: string[] = []
+  const waiting = new Set<(sentence: string) => void>()
   const write = (_facts: object, sentence: string): void => {
     sentences.push(sentence)
+    for (const tell of waiting) tell(sentence)
   }
-  return { sentences, debug: write, info: write, warn: write, error: write }
+  const said = (text: string): Promise<string> => {
+    const { promise, resolve } = Promise.withResolvers<string>()
+    const tell = (sentence: string): void => {
+      if (!sentence.includes(text)) return
+      waiting.delete(tell)
+      resolve(sentence)
+    }
+    waiting.add(tell)
+    return promise
+  }
+  return { sentences, said, debug: write, info: write, warn: write, error: write }
 }

@@ -126,6 +126,10 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly publisher?: Publisher
   /** More hosts, by name, and where their images come from. */
   readonly hosts?: Readonly<Record<string, string>>
+  /** The agent stands between the kubelet and containerd where images are pulled. */
+  readonly imageService?: boolean
+  /** Credentials for registries beside what the image service learns, as in the configuration. */
+  readonly credentials?: object
   /** Whether the runtime asks the agent before it starts a container. */
   readonly authorizes?: boolean
 }
@@ -151,14 +155,26 @@ export class LazyNode implements AsyncDisposable {
 
   /** Starts all of it. `name` shows up in its paths. */
   static async start(name: string, options: LazyNodeOptions = {}): Promise<LazyNode> {
-    const { publisher: shared, hosts = {}, authorizes = false, ...config } = options
+    const {
+      publisher: shared,
+      hosts = {},
+      authorizes = false,
+      imageService = false,
+      credentials,
+      ...config
+    } = options
     await using opened = new AsyncDisposableStack()
     const scratch = opened.use(Scratch.open(name))
     const publisher = shared ?? opened.use(await Publisher.start(scratch))
     const gateways = [publisher.gatewayUrl]
     const containerdSocket = Containerd.socketPathOf(scratch)
+    const registries = imageService && {
+      registries: {
+        credentials: { imageService: {}, ...credentials },
+      },
+    }
     const agent = opened.use(
-      await AgentProcess.start(scratch, { gateways, containerdSocket, ...config }),
+      await AgentProcess.start(scratch, { gateways, containerdSocket, ...config, ...registries }),
     )
     const certsDir = join(scratch.dir, 'certs.d')
     for (const [host, url] of Object.entries({ [IMAGE_HOST]: agent.registryUrl, ...hosts })) {
@@ -174,7 +190,11 @@ export class LazyNode implements AsyncDisposable {
         ...(baseSpecPath !== undefined && { baseSpecPath }),
       }),
     )
-    const cri = opened.use(await Cri.connect(containerd))
+    const cri = opened.use(
+      await (imageService
+        ? Cri.connect(containerd, agent.imageServiceSocket)
+        : Cri.connect(containerd)),
+    )
     return new LazyNode({ scratch, publisher, agent, containerd, cri }, opened.move())
   }
 

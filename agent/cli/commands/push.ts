@@ -1,5 +1,10 @@
 import { mkdir } from 'node:fs/promises'
 import {
+  nodePlatform,
+  normalizePlatform,
+  type Platform,
+} from '../../../snapshotter/oci/platform.ts'
+import {
   DEFAULT_TAG,
   IMAGE_HOST,
   type ImageReference,
@@ -37,7 +42,8 @@ export const push: Command = defineCommand({
   summary: 'Publish an image: write it as lazily readable IPFS blocks, and print its CID',
   description: [
     'Reads an image and writes its layers anew as zstd frames that start at file boundaries, with a table of contents, so that every block can be fetched, verified and unpacked alone, and equal files are equal blocks. Configs stay as they are, and so do diff IDs: containers cannot tell the difference. Every digest of the source is checked. The blocks go into the repository, a directory on this machine; ipdr serve offers them to others, and --serve does that right after.',
-    'The source is one of oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (of docker save or podman save), containerd:IMAGE (an image in containerd, every platform that it has), - (a tar on standard input), or a path, which is recognised by what it holds. A tar is an OCI archive, a docker-archive or else a root filesystem, plain or compressed.',
+    'The source is one of oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (of docker save or podman save), containerd:IMAGE (an image in containerd, every platform that it has), docker://IMAGE[:TAG|@DIGEST] (an image in a registry, read without a daemon), - (a tar on standard input), or a path, which is recognised by what it holds. A tar is an OCI archive, a docker-archive or else a root filesystem, plain or compressed.',
+    'From a registry, what this machine would run is taken, unless --platform names another platform or --all-platforms takes the whole index. Credentials are those of docker login. A registry is asked by HTTPS; by plain HTTP if it is on loopback, or with --insecure.',
     'With --optimize, the lists that ipdr optimize made for an earlier build are put beside the new one, as far as their files are unchanged.',
     'With --encrypt-to, layers are encrypted as ocicrypt, skopeo and containerd know it, under a fresh key each, and stay lazily readable for whoever holds a key; the image config stays plain, and with it commands, environment, history and the digests of the layers. Equal files are no longer equal blocks. Attestations of the source are left out, and prefetch lists refused: both name files in plain text.',
     'Layers that are encrypted, or no tar at all, are published as they are, and said so. With --quiet it prints the image reference alone.',
@@ -46,7 +52,8 @@ export const push: Command = defineCommand({
     source: {
       type: 'string',
       demandOption: true,
-      describe: 'oci:DIR[:TAG], docker-archive:FILE[:NAME], containerd:IMAGE, - or a path',
+      describe:
+        'oci:DIR[:TAG], docker-archive:FILE[:NAME], containerd:IMAGE, docker://IMAGE, - or a path',
     },
   },
   options: {
@@ -74,6 +81,30 @@ export const push: Command = defineCommand({
       valueName: 'SOCKET',
       env: 'CONTAINERD_ADDRESS',
     },
+    platform: {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Which platform of a registry’s image to take, like linux/arm64 or linux/arm/v7',
+      valueName: 'OS/ARCH',
+    },
+    'all-platforms': {
+      type: 'boolean',
+      default: false,
+      describe: 'Take every platform of a registry’s image',
+    },
+    authfile: {
+      type: 'string',
+      requiresArg: true,
+      describe:
+        'Credentials for the registry, as docker’s config.json has them; $DOCKER_CONFIG/config.json or ~/.docker/config.json unless given',
+      valueName: 'FILE',
+      env: 'REGISTRY_AUTH_FILE',
+    },
+    insecure: {
+      type: 'boolean',
+      default: false,
+      describe: 'Speak plain HTTP with the registry',
+    },
     optimize: {
       type: 'string',
       requiresArg: true,
@@ -92,6 +123,7 @@ export const push: Command = defineCommand({
       'ipdr push containerd:docker.io/library/debian:12 --namespace k8s.io',
       'what the kubelet pulled',
     ],
+    ['ipdr push docker://registry.example/app:v2', 'what a registry has, without docker'],
     ['ipdr push oci:image:v3 --optimize <cid of v2>', 'with what is known of the starts of v2'],
     ['ipdr push oci:image --encrypt-to node.pub.pem', 'for those who hold the private key'],
     ['image=$(ipdr push -q rootfs.tar.zst)', 'a root filesystem, in a script'],
@@ -109,6 +141,7 @@ export const push: Command = defineCommand({
       )
     }
     const source = await parsePushSource(values.source)
+    checkRegistryOptions(source, values)
     const directory = repositoryDirectory(values.repository)
     const startedAt = performance.now()
     const pushed = await pushInto(directory, source, { ...values, encryption }, session)
@@ -136,15 +169,20 @@ type PushValues = {
   readonly source: string
   readonly namespace: string
   readonly address: string
+  readonly platform: string | undefined
+  readonly 'all-platforms': boolean
+  readonly authfile: string | undefined
+  readonly insecure: boolean
   readonly encryption: PushEncryption | undefined
 }
 
 async function pushInto(
   directory: string,
   source: PushSource,
-  { tag, source: name, namespace, address, optimize, encryption }: PushValues,
+  values: PushValues,
   { progress, signal }: Parameters<Command['run']>[1],
 ): Promise<Published> {
+  const { tag, source: name, optimize, encryption } = values
   const { BlockRepository } = await import('../../ipfs/repository.ts')
   const { pushImage } = await import('../../../snapshotter/publish.ts')
   await mkdir(directory, { recursive: true, mode: 0o755 })
@@ -152,7 +190,7 @@ async function pushInto(
   // Before the work: a list that is not there is found out at once.
   const lists = optimize === undefined ? undefined : await listsOf(optimize, repository, signal)
   await using opened = new AsyncDisposableStack()
-  const image = await openSource(source, { namespace, address, directory }, opened, signal)
+  const image = await openSource(source, { ...values, directory }, opened, signal)
   const pushed = await pushImage(image, repository, {
     signal,
     tag,
@@ -202,20 +240,27 @@ async function withLists(
 
 async function openSource(
   source: PushSource,
-  places: { readonly namespace: string; readonly address: string; readonly directory: string },
+  values: PushValues & { readonly directory: string },
   opened: AsyncDisposableStack,
   signal: AbortSignal,
 ): Promise<ImageToPush> {
   // Beside the blocks: room is needed there anyway, and /tmp may be memory.
-  const options = { spoolDirectory: places.directory, signal }
+  const options = { spoolDirectory: values.directory, signal }
   const { openImage, openTarStream } = await import('../../../snapshotter/publish.ts')
   if (source.kind === 'stdin') return opened.use(await openTarStream(process.stdin, options))
   if (source.kind === 'path') {
     const named = source.name === undefined ? options : { ...options, name: source.name }
     return opened.use(await openImage(source.path, named))
   }
+  if (source.kind === 'registry') {
+    const { RegistryImage } = await import('../registry-image.ts')
+    const { authfile, insecure } = values
+    const platform = values['all-platforms'] ? undefined : platformOf(values.platform)
+    const wanted = { platform, authfile, insecure }
+    return opened.use(await RegistryImage.open(source.reference, wanted, signal))
+  }
   const { ContainerdImage } = await import('../containerd-image.ts')
-  const { namespace, address: socketPath } = places
+  const { namespace, address: socketPath } = values
   return opened.use(
     await ContainerdImage.open({ name: source.name, namespace, socketPath }, signal),
   )
@@ -227,6 +272,38 @@ function checkTag(tag: string): void {
   } catch (error) {
     throw asUsageFailure(error)
   }
+}
+
+/** Said of another source they would be ignored, and something else be published than was meant. */
+function checkRegistryOptions(source: PushSource, values: Omit<PushValues, 'encryption'>): void {
+  const { platform, authfile, insecure, 'all-platforms': all } = values
+  if (platform !== undefined && all) {
+    throw new CommandFailure(EXIT_CODES.usage, '--platform and --all-platforms exclude each other')
+  }
+  if (source.kind === 'registry') return
+  const wrong = [
+    ...(platform === undefined ? [] : ['--platform']),
+    ...(all ? ['--all-platforms'] : []),
+    ...(authfile === undefined || authfile === process.env['REGISTRY_AUTH_FILE']
+      ? []
+      : ['--authfile']),
+    ...(insecure ? ['--insecure'] : []),
+  ]
+  if (wrong.length === 0) return
+  throw new CommandFailure(EXIT_CODES.usage, `${wrong.join(', ')}: for docker:// sources only`)
+}
+
+function platformOf(text: string | undefined): Platform {
+  if (text === undefined) return nodePlatform()
+  const [os = '', architecture = '', variant, ...more] = text.split('/')
+  if (!/^[a-z0-9]+$/.test(os) || !/^[a-z0-9_]+$/.test(architecture) || more.length > 0) {
+    throw new CommandFailure(
+      EXIT_CODES.usage,
+      `'${text}' is not a platform`,
+      'Write OS/ARCH or OS/ARCH/VARIANT: linux/amd64, linux/arm/v7.',
+    )
+  }
+  return normalizePlatform({ os, architecture, variant })
 }
 
 type PushDocument = {

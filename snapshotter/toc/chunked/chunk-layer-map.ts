@@ -191,6 +191,14 @@ export class ChunkLayerMap implements LayerMap {
     return this.#format === 'gzip'
   }
 
+  /**
+   * Whether every byte that a container can see is checked against a digest. Tails are not: nothing maps them, and they only
+   * take part in making the tar, which has its diff ID.
+   */
+  get isBound(): boolean {
+    return this.#pieces.every(({ sha256, tailFrom }) => sha256 !== undefined || tailFrom === 0)
+  }
+
   toBytes(): Uint8Array {
     const writer = new ByteWriter()
     writer.uint(layerMapKind.chunks)

@@ -16,16 +16,23 @@ export type ChunkedFile = {
   }[]
 }
 
+/** What a table of contents of zstd:chunked has that the tar's headers do not. */
+export type ChunkedContents = {
+  readonly files: readonly ChunkedFile[]
+  /** Of the tar-split as it is stored: what vouches for the table vouches for that too. Undefined if the table does not say. */
+  readonly tarSplitDigest: string | undefined
+}
+
 type Entry = Readonly<Record<string, unknown>>
 
 /**
- * The files with content of a zstd:chunked table of contents, in its order: a `reg` entry, and a `chunk` entry for each chunk
+ * The files with content of a zstd:chunked table of contents, in its order, and the digest of its tar-split: a `reg` entry, and a `chunk` entry for each chunk
  * after the first (containers/storage, pkg/chunked/internal/minimal). All else that it says of entries is also in the tar's
  * headers, and read there. Throws LayerError: DATA_LOSS if it is no such table, INVALID_ARGUMENT for positions that cannot be.
  */
-export function chunkedContents(json: Uint8Array): ChunkedFile[] {
+export function chunkedContents(json: Uint8Array): ChunkedContents {
   const files: ChunkedFile[] = []
-  const entries = parseEntries(json)
+  const { entries, tarSplitDigest } = parseTable(json)
   for (let index = 0; index < entries.length; ) {
     const entry = entries[index++]
     if (entry === undefined) break
@@ -39,10 +46,13 @@ export function chunkedContents(json: Uint8Array): ChunkedFile[] {
       throw wrong(entry, 'has chunks and no content')
     }
   }
-  return files
+  return { files, tarSplitDigest }
 }
 
-function parseEntries(json: Uint8Array): readonly Entry[] {
+function parseTable(json: Uint8Array): {
+  readonly entries: readonly Entry[]
+  readonly tarSplitDigest: string | undefined
+} {
   const broken = (what: string, cause?: unknown): LayerError =>
     new LayerError('DATA_LOSS', `zstd:chunked table of contents: ${what}`, {}, cause)
   let toc: unknown
@@ -52,7 +62,7 @@ function parseEntries(json: Uint8Array): readonly Entry[] {
     throw broken('it is no JSON', cause)
   }
   if (typeof toc !== 'object' || toc === null) throw broken('it is no object')
-  const { version, entries } = toc as Entry
+  const { version, entries, tarSplitDigest } = toc as Entry
   if (version !== 1 || !Array.isArray(entries)) throw broken('it is not of version 1')
   if (entries.length > ENTRIES_MAX + PIECES_MAX) {
     const message = `zstd:chunked table of contents: it has ${entries.length} entries`
@@ -61,7 +71,8 @@ function parseEntries(json: Uint8Array): readonly Entry[] {
   for (const entry of entries) {
     if (typeof entry !== 'object' || entry === null) throw broken('an entry is no object')
   }
-  return entries
+  const isSaid = typeof tarSplitDigest === 'string' && tarSplitDigest !== ''
+  return { entries, tarSplitDigest: isSaid ? tarSplitDigest : undefined }
 }
 
 function fileOf(entry: Entry, size: number, more: readonly Entry[]): ChunkedFile {

@@ -17,6 +17,8 @@ export type StoredChunkedTables = {
   readonly toc: StoredTable
   readonly tarSplit: StoredTable
   readonly framesEnd: number
+  /** Of the table of contents as stored, checked; undefined if the annotations do not say it. */
+  readonly digest: string | undefined
 }
 
 /** A table as stored, in bytes. 64 MiB: 512 MiB of JSON, which zstd takes to an eighth and less. */
@@ -68,6 +70,7 @@ export async function fetchChunkedTables(
       bytes: tarSplit.bytes,
     },
     framesEnd: Math.min(toc.start, tarSplit.start) - SKIPPABLE_HEADER_BYTES,
+    digest: promised,
   }
 }
 

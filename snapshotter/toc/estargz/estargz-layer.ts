@@ -10,6 +10,7 @@ import {
 import { ENTRIES_MAX, printable, TAR_BLOCK_BYTES } from '../entry-limits.ts'
 import { decodeToc, encodeToc } from '../layer-index.ts'
 import type { LayerToc, TocEntry } from '../layer-toc.ts'
+import type { TableBlob } from '../table-blob.ts'
 import { TarStreamWalk } from '../walk-tar.ts'
 import { CHUNKED_TOC_BYTES_MAX } from '../zstd-chunked.ts'
 import { estargzEntry, type JsonEntry, numberOf, sha256Of, wrong } from './estargz-entry.ts'
@@ -32,11 +33,12 @@ const TRAILER_BYTES = 20 * 1024
  * The table of contents and the map of an eStargz layer, of its table alone. It says where in the blob the gzip member is that
  * starts with a content, but not how long the headers behind that are: so not where anything lies in the tar. The layer file
  * is therefore arranged anew: contents on whole blocks, in the blob's order, and behind each the room that the headers of the
- * entries up to the next content take at most. Throws LayerError if the table is broken, beyond a limit, or is not laid out so.
+ * entries up to the next content take at most. Of an unverified blob, the manifest must vouch for the table, and
+ * the table for every content. Throws LayerError if the table is broken, beyond a limit, or is not laid out so.
  */
 export function estargzLayer(
   { stored, start, digest }: StoredEstargzToc,
-  blob: { readonly size: number; readonly leafStarts: Float64Array },
+  blob: TableBlob,
 ): { toc: LayerToc; map: ChunkLayerMap } {
   const { json, tar } = readToc(stored)
   const actual = `sha256:${createHash('sha256').update(json).digest('hex')}`
@@ -66,6 +68,10 @@ export function estargzLayer(
   }
   const pieces = layout.end(start, { blobBytes: stored.length, tar })
   const map = ChunkLayerMap.of(pieces, blob, 'gzip')
+  if (blob.unverified && (digest === undefined || !map.isBound)) {
+    const message = `eStargz: ${digest === undefined ? 'the manifest has no digest of its table of contents' : 'a chunk has no digest in its table of contents'}`
+    throw new LayerError('UNIMPLEMENTED', message)
+  }
   const toc = { entries: entries.filter((entry) => !isEstargzOwn(entry)), layerSize: map.layerSize }
   // What a tar walk could not have given is refused there.
   return { toc: decodeToc(encodeToc(toc)), map }

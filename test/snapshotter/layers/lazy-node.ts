@@ -5,6 +5,7 @@ import type { BlockSource } from '../../../snapshotter/block-source.ts'
 import type { ClusterPeers } from '../../../snapshotter/cluster-peers.ts'
 import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
 import { mountLayerFiles } from '../../../snapshotter/fuse-connection.ts'
+import type { ImageRegistries } from '../../../snapshotter/image-registries.ts'
 import type { Mount } from '../../../snapshotter/snapshots/mounts.ts'
 import { Snapshotter } from '../../../snapshotter/snapshotter.ts'
 import { TrustPolicies, type TrustPolicy } from '../../../snapshotter/trust.ts'
@@ -34,6 +35,7 @@ export class LazyNode implements AsyncDisposable {
   }
   /** Private keys that open layers; whoever changes it sees the change at the next read. */
   readonly keys: KeyObject[]
+  readonly #registries: ImageRegistries | undefined
   /** Private keys that pods of a namespace may use. */
   readonly namespaceKeys: Map<string, readonly KeyObject[]> = new Map()
   /** Which images may run; who changes it starts the node again. */
@@ -44,7 +46,9 @@ export class LazyNode implements AsyncDisposable {
   #snapshotter: Snapshotter | undefined
   #mounted = 0
 
-  private constructor(scratch: Scratch, isLazy: boolean, { keys = [], ...config }: NodeOptions) {
+  private constructor(scratch: Scratch, isLazy: boolean, options: NodeOptions) {
+    const { keys = [], registries, ...config } = options
+    this.#registries = registries
     this.scratch = scratch
     this.keys = [...keys]
     this.root = join(scratch.dir, 'agent')
@@ -88,6 +92,7 @@ export class LazyNode implements AsyncDisposable {
       },
       {
         blocks,
+        ...(this.#registries && { registries: this.#registries }),
         keys: {
           all: { unwrap: (wrapped, layer) => new PrivateKeys(this.keys).unwrap(wrapped, layer) },
           of: (namespace) => new PrivateKeys(this.namespaceKeys.get(namespace) ?? []),
@@ -178,4 +183,5 @@ type NodeOptions = {
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
   readonly keys?: readonly KeyObject[]
+  readonly registries?: ImageRegistries
 }

@@ -360,6 +360,7 @@ test('a catalog of the version before knows its layers still, none of them by an
   before.exec('ALTER TABLE layers DROP COLUMN index_cid')
   before.exec('ALTER TABLE image_layers DROP COLUMN index_cid')
   before.exec('ALTER TABLE images DROP COLUMN trusted_by')
+  before.exec('DROP TABLE image_origins')
   before.exec('PRAGMA user_version = 1')
   before.close()
   using catalog = new Catalog(path)

@@ -9,6 +9,7 @@ packages='
   libcap2-bin
   libseccomp2
   mmdebstrap
+  openssl
   python3
   skopeo
   zstd
