@@ -1,11 +1,11 @@
 import { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
 import { openIpfsImage } from '../dag/open-ipfs-image.ts'
+import { readImageConfig } from '../dag/read-image-config.ts'
 import { listSideIndexes } from '../dag/side-indexes.ts'
 import { CodedError, ImageError } from '../errors.ts'
 import type { Log } from '../log.ts'
-import { type Digest, verifyDigest } from '../oci/digest.ts'
-import { parseImageConfig } from '../oci/image-config.ts'
+import type { Digest } from '../oci/digest.ts'
 import { layerChainIds } from '../oci/layer-chain-id.ts'
 import { checkRunnable, chooseManifest, parseManifest } from '../oci/manifest.ts'
 import { nodePlatform } from '../oci/platform.ts'
@@ -50,17 +50,7 @@ export class Images {
     checkRunnable(manifest, name)
     const image = await openIpfsImage(root, this.#blocks, request)
     await this.#trust.check(imageToTrust(image, found.digest), request)
-    const configFile = await image.blob(manifest.config.digest, request)
-    const configName = `config ${manifest.config.digest} of ${rootCid}`
-    if (configFile.size !== manifest.config.size) {
-      throw new ImageError(
-        'DATA_LOSS',
-        `${configName} has ${configFile.size} bytes, its manifest says ${manifest.config.size}`,
-      )
-    }
-    const config = await configFile.readRange({ start: 0, end: configFile.size }, request)
-    verifyDigest(config, manifest.config.digest, configName)
-    const { diffIds } = parseImageConfig(config, configName)
+    const { diffIds } = await readImageConfig(image, manifest, request)
     if (diffIds.length !== manifest.layers.length) {
       throw new ImageError(
         'INVALID_ARGUMENT',
