@@ -73,6 +73,8 @@ export type Config = {
   readonly registries: {
     /** Off: containerd downloads them whole, and no registry is ever asked. */
     readonly lazy: boolean
+    /** CIDs that `ipdr index docker://…` printed: indexes of gzip layers, which whoever runs this node vouches for. */
+    readonly indexes: readonly string[]
     /** How registries are reached, by host as in an image's name. */
     readonly hosts: Readonly<
       Record<
@@ -247,6 +249,7 @@ const configSchema = z.strictObject({
   registries: z
     .strictObject({
       lazy: z.boolean().default(true),
+      indexes: z.array(rootCid).max(64).default([]),
       hosts: z
         .record(
           z.string(),

@@ -55,7 +55,8 @@ export type IndexedImage = {
   readonly layers: readonly LayerIndexing[]
 }
 
-type IndexImageOptions = {
+/** What `indexImage` reads and writes. */
+export type IndexImageOptions = {
   readonly blocks: BlockSource
   /** Where the new blocks go: the indexes and two directories. No block of the image itself is put there. */
   readonly sink: BlockSink
@@ -225,7 +226,9 @@ class ImageIndexing {
   }
 }
 
-const WHY_IMPOSSIBLE = {
+/** Why a layer can have no index, in sentences. */
+export const WHY_IMPOSSIBLE = {
+  notGzip: 'it is not gzip: an index is of gzip layers',
   zstd: 'zstd can only be decoded from the start of a frame, and such a layer is one frame: a table of contents alone would not make it lazy; push the image again with ipdr push',
   encrypted: 'it is encrypted, and an index beside it would show what it hides',
   unknown: 'it is neither tar nor gzip nor zstd: an encrypted or damaged layer',

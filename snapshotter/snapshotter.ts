@@ -12,6 +12,7 @@ import { FuseServer } from './fuse/fuse-server.ts'
 import type { ImageRegistries } from './image-registries.ts'
 import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts'
 import { Images } from './layers/images.ts'
+import { KnownIndexes } from './layers/known-indexes.ts'
 import { LayerBuilder } from './layers/layer-builder.ts'
 import { LayerKeys } from './layers/layer-keys.ts'
 import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
@@ -47,6 +48,8 @@ export type SnapshotterConfig = {
   readonly foregroundDeadlineMs: number
   readonly mergeLayersMin: number
   readonly readAheadKb: number
+  /** Roots of side indexes that the operator vouches for, for layers of images in registries; CIDv1. */
+  readonly indexRoots?: readonly string[]
 }
 
 /** How long a stop waits for reads that wait for bytes; then the next agent gets them. 5 s: others are given 20 s for all of a stop. */
@@ -234,7 +237,9 @@ export class Snapshotter implements AsyncDisposable {
         { catalog, store, blocks, tables, places, recorder, peers, log },
       ),
     )
-    const registryImages = registries && new RegistryImages({ catalog, registries, trust, log })
+    const indexes = new KnownIndexes(config.indexRoots ?? [], { blocks, log })
+    const registryImages =
+      registries && new RegistryImages({ catalog, registries, indexes, trust, log })
     const images = new Images({ catalog, blocks, trust, log })
     const layers = opened.use(
       new Layers({

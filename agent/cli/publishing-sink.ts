@@ -10,6 +10,11 @@ export async function openPublishingSink({
   peer,
 }: Places): Promise<BlockRepository> {
   if (gateway.length + peer.length === 0) return openExistingRepository(given)
+  return openOrMakeRepository(given)
+}
+
+/** The repository in this directory, or the user's; made if it is not there. */
+export async function openOrMakeRepository(given: string | undefined): Promise<BlockRepository> {
   const { BlockRepository } = await import('../ipfs/repository.ts')
   const directory = repositoryDirectory(given)
   await mkdir(directory, { recursive: true, mode: 0o755 })

@@ -21,7 +21,7 @@ export async function readImageConfig(
   // One byte more than is accepted, so that a longer one is refused by its parser.
   const end = Math.min(file.size, IMAGE_CONFIG_BYTES_MAX + 1)
   const bytes = await file.readRange({ start: 0, end }, request)
-  const config = parseImageConfig(bytes, what)
-  verifyDigest(bytes, digest, what)
-  return { ...config, bytes, what }
+  // What is not the config at all need not be one that can be read.
+  if (file.size <= IMAGE_CONFIG_BYTES_MAX) verifyDigest(bytes, digest, what)
+  return { ...parseImageConfig(bytes, what), bytes, what }
 }

@@ -1,3 +1,4 @@
+import type { CID } from 'multiformats/cid'
 import { blobCid, REGISTRY_BLOB_BYTES_MAX } from '../blobs/registry-blob.ts'
 import { isEncrypted } from '../encryption/layer-encryption.ts'
 import { CodedError, ImageError, RegistryError } from '../errors.ts'
@@ -23,6 +24,7 @@ import { vouchedTable } from '../toc/table-annotations.ts'
 import type { TrustPolicies } from '../trust/trust-policies.ts'
 import { unlessAborted } from '../unless-aborted.ts'
 import type { Catalog, ImageLayer, ImageRecord } from './catalog.ts'
+import type { KnownIndexes } from './known-indexes.ts'
 
 /*
  * Labels that containerd's client sets where it is told to (pkg/snapshotters of containerd): for which image, manifest and layer
@@ -72,6 +74,7 @@ type Kept = {
 export class RegistryImages {
   readonly #catalog: Catalog
   readonly #registries: ImageRegistries
+  readonly #indexes: KnownIndexes
   readonly #trust: TrustPolicies
   readonly #log: Log
   readonly #kept = new Map<string, Kept>()
@@ -81,16 +84,19 @@ export class RegistryImages {
   constructor({
     catalog,
     registries,
+    indexes,
     trust,
     log,
   }: {
     catalog: Catalog
     registries: ImageRegistries
+    indexes: KnownIndexes
     trust: TrustPolicies
     log: Log
   }) {
     this.#catalog = catalog
     this.#registries = registries
+    this.#indexes = indexes
     this.#trust = trust
     this.#log = log
   }
@@ -283,9 +289,11 @@ export class RegistryImages {
     try {
       const { manifest, digest } = await this.#manifest(pull, scope, signal)
       await this.#check(scope, digest, signal)
-      checkLazy(manifest)
+      const indexes = await this.#indexes.all({ priority: 'foreground', signal })
+      checkLazy(manifest, indexes)
       const layers = await this.#layers(manifest, pull, scope, signal)
-      return this.#remember(pull, scope, { digest, layers })
+      const indexed = layers.map((layer) => withIndex(layer, indexes))
+      return this.#remember(pull, scope, { digest, layers: indexed })
     } catch (error) {
       if (!signal.aborted) throw error
       const message = `registry ${reference.host} did not say within ${LOOK_UP_MS} ms what it is`
@@ -366,8 +374,8 @@ async function asImageError<T>(work: Promise<T>): Promise<T> {
   }
 }
 
-/** Throws NotLazy unless every layer has a table of contents that vouches for all of it. */
-function checkLazy({ layers }: ImageManifest): void {
+/** Throws NotLazy unless every layer has a table of contents that vouches for all of it, or an index that the operator vouches for. */
+function checkLazy({ layers }: ImageManifest, indexes: ReadonlyMap<string, unknown>): void {
   for (const { digest, size, mediaType, annotations = {}, urls = [] } of layers) {
     const why = isEncrypted(mediaType)
       ? 'is encrypted, which is not read lazily from registries'
@@ -375,13 +383,19 @@ function checkLazy({ layers }: ImageManifest): void {
         ? 'is kept elsewhere'
         : size > REGISTRY_BLOB_BYTES_MAX
           ? `would have ${size} bytes, ${REGISTRY_BLOB_BYTES_MAX} are read lazily`
-          : vouchedTable(annotations) === undefined
-            ? 'has no table of contents that its manifest vouches for; images of ipdr push, eStargz and zstd:chunked with a tar-split have'
+          : vouchedTable(annotations) === undefined && !indexes.has(digest)
+            ? 'has no table of contents that its manifest vouches for (images of ipdr push, eStargz and zstd:chunked with a tar-split have) and no index under registries.indexes (ipdr index docker://… makes one)'
             : undefined
     if (why !== undefined) {
       throw new NotLazy('FAILED_PRECONDITION', `its layer ${digest} ${why}`, { layer: digest })
     }
   }
+}
+
+/** The layer with the index that is known of it, where its manifest vouches for no table: that one is better. */
+function withIndex(layer: ImageLayer, indexes: ReadonlyMap<string, CID>): ImageLayer {
+  if (vouchedTable(layer.annotations) !== undefined) return layer
+  return { ...layer, indexCid: indexes.get(layer.blobDigest)?.toV1().toString() }
 }
 
 function layersOf(

@@ -46,6 +46,7 @@ describe('the configuration', () => {
       { registries: { credentials: { dockerConfigs: ['config.json'] } } },
       /registries\.credentials\.dockerConfigs\.0: must be an absolute path/,
     ],
+    [{ registries: { indexes: ['docker.io/app'] } }, /registries\.indexes\.0: must be a CID/],
     [{ cluster: { listen: '127.0.0.1:1' } }, /cluster: needs tls/],
     [{ cluster: { peers: ['https://a'] } }, /cluster: needs tls/],
     [{ cluster: { peers: ['http://10.0.0.1'] } }, /cluster\.peers\.0/],

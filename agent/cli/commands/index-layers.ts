@@ -2,12 +2,14 @@ import type { IndexedImage, IndexedLayer, LayerIndexing } from '../../../snapsho
 import { DEFAULT_TAG, IMAGE_HOST } from '../../../snapshotter/oci/reference.ts'
 import type { Agent } from '../agent-connection.ts'
 import { type Command, defineCommand } from '../command.ts'
-import { IMAGE_ARGUMENT, imageReference } from '../image-argument.ts'
+import { asUsageFailure } from '../failure.ts'
+import { imageReference } from '../image-argument.ts'
 import { openInspectionBlocks } from '../inspection-blocks.ts'
 import type { Output } from '../output.ts'
-import { PLACES_OPTIONS } from '../places-options.ts'
-import { openPublishingSink } from '../publishing-sink.ts'
+import { PLACES_OPTIONS, type Places } from '../places-options.ts'
+import { openOrMakeRepository, openPublishingSink } from '../publishing-sink.ts'
 import { count, formatBytes, formatMs, formatRate } from '../quantity.ts'
+import { parsePlatform, REGISTRY_OPTIONS } from '../registry-options.ts'
 import { REPOSITORY_OPTION } from '../repository-option.ts'
 import { shortDigest } from '../short-digest.ts'
 import { fields, table } from '../table.ts'
@@ -23,14 +25,26 @@ export const indexLayers: Command = defineCommand({
   description: [
     'Reads each gzip layer that has no table of contents once, finds out where it can be decoded from and which files it holds, and publishes an image directory that leads to the very same manifests and blobs and has this index beside them. The digest of the image stays what it was; its CID is a new one. Nodes that pull by the new CID mount such layers at once; other readers of images on IPFS do not look at the index.',
     'Only the new blocks go into the repository, about a hundredth of what the layers have. The blocks of the image stay with whoever has them: serve both. Blocks come from your own repository, else from the gateways and peers that you name.',
+    'docker://IMAGE is an image in a registry, which stays there: what is published is a directory with the indexes alone. Nodes whose configuration lists its CID in registries.indexes then mount such layers from the registry at once; whoever runs them vouches for the indexes.',
     'With --from-agent the agent on this node is asked first: what it has read whole and checked, it does not have to read again. zstd layers of other publishers cannot be indexed: push such an image again.',
   ],
   args: {
-    image: IMAGE_ARGUMENT,
+    image: {
+      type: 'string',
+      demandOption: true,
+      describe: 'A CID, or ipdr.internal/<cid>[:tag|@digest], or docker://IMAGE in a registry',
+    },
   },
   options: {
     repository: REPOSITORY_OPTION,
     ...PLACES_OPTIONS,
+    platform: {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Which platform of an index in a registry, like linux/arm64; all unless given',
+      valueName: 'PLATFORM',
+    },
+    ...REGISTRY_OPTIONS,
     'from-agent': {
       type: 'boolean',
       default: false,
@@ -40,11 +54,15 @@ export const indexLayers: Command = defineCommand({
   examples: [
     ['ipdr index <cid>', 'an image that lies in your repository'],
     ['ipdr index <cid> --gateway http://10.0.0.7:8080', 'one that somebody else publishes'],
+    ['ipdr index docker://registry.example/app:v1', 'one that stays in its registry'],
     ['image=$(ipdr index -q <cid>)', 'the new reference, in a script'],
   ],
   seeAlso: ['ipdr push', 'ipdr serve', 'ipdr inspect'],
-  async run({ image, 'from-agent': fromAgent, ...places }, session) {
+  async run({ image, 'from-agent': fromAgent, authfile, insecure, platform, ...places }, session) {
     const { output, progress, agentSocket, signal } = session
+    const registry = REGISTRY_SOURCE.exec(image)?.[1]
+    if (registry !== undefined)
+      return indexInRegistry(registry, { ...places, authfile, insecure, platform }, session)
     const reference = imageReference(image)
     await using opened = new AsyncDisposableStack()
     const sink = opened.use(await openPublishingSink(places))
@@ -73,6 +91,56 @@ export const indexLayers: Command = defineCommand({
     })
   },
 })
+
+/** `docker://<image>`, as push has it. */
+const REGISTRY_SOURCE = /^docker:\/\/(.+)$/s
+
+type RegistryValues = Places & {
+  readonly authfile: string | undefined
+  readonly insecure: boolean
+  readonly platform: string | undefined
+}
+
+async function indexInRegistry(
+  image: string,
+  { authfile, insecure, platform: platformText, ...places }: RegistryValues,
+  { output, progress, signal }: Parameters<Command['run']>[1],
+): Promise<void> {
+  const { parseRegistryReference } = await import('../../../snapshotter/oci/registry-reference.ts')
+  const { RegistryImage } = await import('../registry-image.ts')
+  const { indexForeignImage } = await import('../../../snapshotter/index-foreign-image.ts')
+  const platform = platformText === undefined ? undefined : parsePlatform(platformText)
+  const reference = asUsage(() => parseRegistryReference(image))
+  await using opened = new AsyncDisposableStack()
+  const sink = opened.use(await openOrMakeRepository(places.repository))
+  const startedAt = performance.now()
+  const wanted = { platform, authfile, insecure }
+  const found = opened.use(await RegistryImage.open(reference, wanted, signal))
+  const indexed = await indexForeignImage(found, {
+    sink,
+    signal,
+    onProgress: ({ digest, doneBytes, totalBytes }) => {
+      const step = doneBytes === totalBytes ? 'done' : 'indexing'
+      progress.update({ item: shortDigest(digest), doneBytes, totalBytes, step })
+    },
+  })
+  progress.finish()
+  await sink.addRoot(indexed.root, `index of docker://${image}`)
+  const elapsedMs = performance.now() - startedAt
+  const document = documentOf(indexed, { selector: DEFAULT_TAG, isNew: true, elapsedMs })
+  output.answer(document, () => {
+    if (output.quiet) return document.root
+    return describe(indexed, document, output)
+  })
+}
+
+function asUsage<T>(parse: () => T): T {
+  try {
+    return parse()
+  } catch (error) {
+    throw asUsageFailure(error)
+  }
+}
 
 async function connectTo(socketPath: string): Promise<Agent> {
   const { connectAgent } = await import('../agent-connection.ts')

@@ -1,9 +1,5 @@
 import { mkdir } from 'node:fs/promises'
-import {
-  nodePlatform,
-  normalizePlatform,
-  type Platform,
-} from '../../../snapshotter/oci/platform.ts'
+import { nodePlatform } from '../../../snapshotter/oci/platform.ts'
 import {
   DEFAULT_TAG,
   IMAGE_HOST,
@@ -27,6 +23,7 @@ import {
 import { type PushSource, parsePushSource } from '../push-source.ts'
 import { count, formatBytes, formatMs, formatRate, megabytesPerSecond } from '../quantity.ts'
 import { ENCRYPTION_OPTIONS, encryptionOf } from '../recipients.ts'
+import { parsePlatform, REGISTRY_OPTIONS } from '../registry-options.ts'
 import { repositoryBlocks } from '../repository-blocks.ts'
 import { REPOSITORY_OPTION, repositoryDirectory } from '../repository-option.ts'
 import { shortDigest } from '../short-digest.ts'
@@ -92,19 +89,7 @@ export const push: Command = defineCommand({
       default: false,
       describe: 'Take every platform of a registry’s image',
     },
-    authfile: {
-      type: 'string',
-      requiresArg: true,
-      describe:
-        'Credentials for the registry, as docker’s config.json has them; $DOCKER_CONFIG/config.json or ~/.docker/config.json unless given',
-      valueName: 'FILE',
-      env: 'REGISTRY_AUTH_FILE',
-    },
-    insecure: {
-      type: 'boolean',
-      default: false,
-      describe: 'Speak plain HTTP with the registry',
-    },
+    ...REGISTRY_OPTIONS,
     optimize: {
       type: 'string',
       requiresArg: true,
@@ -255,7 +240,11 @@ async function openSource(
   if (source.kind === 'registry') {
     const { RegistryImage } = await import('../registry-image.ts')
     const { authfile, insecure } = values
-    const platform = values['all-platforms'] ? undefined : platformOf(values.platform)
+    const platform = values['all-platforms']
+      ? undefined
+      : values.platform === undefined
+        ? nodePlatform()
+        : parsePlatform(values.platform)
     const wanted = { platform, authfile, insecure }
     return opened.use(await RegistryImage.open(source.reference, wanted, signal))
   }
@@ -291,19 +280,6 @@ function checkRegistryOptions(source: PushSource, values: Omit<PushValues, 'encr
   ]
   if (wrong.length === 0) return
   throw new CommandFailure(EXIT_CODES.usage, `${wrong.join(', ')}: for docker:// sources only`)
-}
-
-function platformOf(text: string | undefined): Platform {
-  if (text === undefined) return nodePlatform()
-  const [os = '', architecture = '', variant, ...more] = text.split('/')
-  if (!/^[a-z0-9]+$/.test(os) || !/^[a-z0-9_]+$/.test(architecture) || more.length > 0) {
-    throw new CommandFailure(
-      EXIT_CODES.usage,
-      `'${text}' is not a platform`,
-      'Write OS/ARCH or OS/ARCH/VARIANT: linux/amd64, linux/arm/v7.',
-    )
-  }
-  return normalizePlatform({ os, architecture, variant })
 }
 
 type PushDocument = {
