@@ -33,7 +33,7 @@ export class ChunkedRecords {
     const { path, size } = member.entry
     const obstacle = this.#paths.has(path) ? 'is in the layer twice' : chunkedObstacle(member)
     if (obstacle !== undefined || segment === undefined) {
-      this.#give(`${printable(path)} ${obstacle ?? 'has headers of more than 4 MiB'}`)
+      this.giveUp(`${printable(path)} ${obstacle ?? 'has headers of more than 4 MiB'}`)
       return
     }
     this.#paths.add(path)
@@ -55,7 +55,7 @@ export class ChunkedRecords {
   finish(trailer: Uint8Array | undefined, offset: number): ChunkedTables | undefined {
     this.#say(undefined)
     if (trailer === undefined || !isZeros(trailer)) {
-      this.#give('the tar goes on after its end')
+      this.giveUp('the tar goes on after its end')
     }
     if (this.#obstacle !== undefined || trailer === undefined) return undefined
     this.#tarSplit.trailer(trailer)
@@ -79,13 +79,14 @@ export class ChunkedRecords {
     }
     this.#passed.splice(0, said)
     if (this.#lineBytes > CHUNKED_TOC_BYTES_MAX) {
-      this.#give(
+      this.giveUp(
         `its table of contents exceeds ${CHUNKED_TOC_BYTES_MAX} bytes, which no reader takes`,
       )
     }
   }
 
-  #give(obstacle: string): void {
+  /** There are no tables to be, for this reason; the first one counts. */
+  giveUp(obstacle: string): void {
     this.#obstacle ??= obstacle
     this.#paths.clear()
     this.#chunks.clear()

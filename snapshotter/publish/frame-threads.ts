@@ -2,47 +2,49 @@ import { once } from 'node:events'
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { LayerError } from '../errors.ts'
+import type { GroupFrame } from './compress-frame.ts'
 
 /** Threads of one layer. 4: cutting and hashing the tar, which one thread does, keeps no more than that busy. */
 const THREADS_MAX = 4
 
-/** Pieces to compress, one after another in one array. */
+/** Groups of pieces to compress, one after another in one array; of each, the lengths of its pieces. */
 export type Batch = {
   readonly id: number
   readonly bytes: Uint8Array
-  readonly lengths: readonly number[]
+  readonly groups: readonly (readonly number[])[]
 }
 
-/** Their frames, in the same way. */
+/** Their frames, in the same way; of each group, its frames. */
 export type BatchFrames = {
   readonly id: number
   readonly bytes: Uint8Array
-  readonly lengths: readonly number[]
+  readonly groups: readonly (readonly { readonly length: number; readonly pieces: number }[])[]
 }
 
 type Waiting = {
-  readonly resolve: (frames: Uint8Array[]) => void
+  readonly resolve: (groups: GroupFrame[][]) => void
   readonly reject: (error: unknown) => void
 }
 
 type FrameThread = { readonly worker: Worker; readonly waiting: Map<number, Waiting> }
 
 /**
- * Compresses pieces on threads of their own, many at a time: on libuv's, each would cost the calling thread a stream object and a
+ * Compresses groups of pieces on threads of their own, many at a time: on libuv's, each would cost the calling thread a stream object and a
  * turn, on one core half of what the compression itself takes.
  */
 export class FrameThreads implements AsyncDisposable {
   readonly #threads: FrameThread[] = []
   #batches = 0
 
-  /** The frames of `pieces`, in their order. Rejects with LayerError RESOURCE_EXHAUSTED if a thread ends before. */
-  compress(pieces: readonly Uint8Array[]): Promise<Uint8Array[]> {
+  /** The frames of each group, in order, as `compressGroup` makes them. Rejects with LayerError RESOURCE_EXHAUSTED if a thread ends before. */
+  compress(groups: readonly (readonly Uint8Array[])[]): Promise<GroupFrame[][]> {
     const thread = this.#leastBusy()
-    const { promise, resolve, reject } = Promise.withResolvers<Uint8Array[]>()
+    const { promise, resolve, reject } = Promise.withResolvers<GroupFrame[][]>()
     const id = this.#batches++
     thread.waiting.set(id, { resolve, reject })
-    const bytes = Uint8Array.from(Buffer.concat(pieces))
-    const batch: Batch = { id, bytes, lengths: pieces.map((piece) => piece.length) }
+    const bytes = Uint8Array.from(Buffer.concat(groups.flat()))
+    const lengths = groups.map((pieces) => pieces.map((piece) => piece.length))
+    const batch: Batch = { id, bytes, groups: lengths }
     thread.worker.postMessage(batch, [bytes.buffer])
     return promise
   }
@@ -65,13 +67,14 @@ export class FrameThreads implements AsyncDisposable {
       name: 'frames',
     })
     const waiting = new Map<number, Waiting>()
-    worker.on('message', ({ id, bytes, lengths }: BatchFrames) => {
-      const frames: Uint8Array[] = []
+    worker.on('message', ({ id, bytes, groups }: BatchFrames) => {
       let start = 0
-      for (const length of lengths) {
-        frames.push(bytes.subarray(start, start + length))
-        start += length
-      }
+      const frames = groups.map((group) =>
+        group.map(({ length, pieces }): GroupFrame => {
+          start += length
+          return { bytes: bytes.subarray(start - length, start), pieces }
+        }),
+      )
       waiting.get(id)?.resolve(frames)
       waiting.delete(id)
     })

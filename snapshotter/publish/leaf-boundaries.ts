@@ -48,12 +48,16 @@ export class LeafBoundaries {
 
   #drawn(contentDigest: string, blobBytes: number): boolean {
     if (this.#blobBytes < LEAF_BYTES_MIN) return false
-    const draw = Number.parseInt(contentDigest.slice(0, 8), 16) / 2 ** 32
-    return draw < blobBytes / (LEAF_BYTES_USUAL - LEAF_BYTES_MIN)
+    return isDrawn(contentDigest, blobBytes / (LEAF_BYTES_USUAL - LEAF_BYTES_MIN))
   }
 
   #reset(): void {
     this.#blobBytes = 0
     this.#layerBytes = 0
   }
+}
+
+/** Whether a content of this SHA-256 (hex) ends a group, if this share of all does: the same one everywhere. */
+export function isDrawn(contentDigest: string, chance: number): boolean {
+  return Number.parseInt(contentDigest.slice(0, 8), 16) / 2 ** 32 < chance
 }

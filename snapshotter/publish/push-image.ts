@@ -79,6 +79,8 @@ export type PushOptions = {
   readonly onProgress?: (progress: PushProgress) => void
   /** Layers are encrypted, or the push fails: none that was to be is published in plain text. */
   readonly encryption?: PushEncryption
+  /** As `writeLayer`. */
+  readonly compact?: boolean
 }
 
 /**
@@ -115,18 +117,20 @@ class Push {
   readonly #signal: AbortSignal
   readonly #onProgress: (progress: PushProgress) => void
   readonly #encryption: PushEncryption | undefined
+  readonly #compact: boolean
   /** Descriptors of layers that are published, by source digest and diff ID. */
   readonly #descriptors = new Map<string, Descriptor>()
   /** Whether a layer is published encrypted, by source digest: once in plain text, it would be no secret elsewhere. */
   readonly #encrypts = new Map<Digest, boolean>()
 
   constructor(image: ImageToPush, sink: BlockSink, options: PushOptions) {
-    const { signal, onProgress, encryption } = options
+    const { signal, onProgress, encryption, compact = false } = options
     this.#image = image
     this.#sink = sink
     this.#signal = signal
     this.#onProgress = onProgress ?? (() => {})
     this.#encryption = encryption
+    this.#compact = compact
   }
 
   /** Publishes a manifest or index and all below it. */
@@ -271,11 +275,12 @@ class Push {
     const done = this.#descriptors.get(key)
     if (done !== undefined) return done
     const signal = this.#signal
+    const compact = this.#compact
     const what = `layer ${source.digest}`
     const tar = decompressLayer(this.#blob(source), signal)
     const result: { leaves: number; written?: WrittenLayer } = { leaves: 0 }
     async function* blobLeaves(): AsyncGenerator<Uint8Array, void> {
-      const plain = writeLayer(tar, signal)
+      const plain = writeLayer(tar, { signal, compact })
       const leaves = recipients === undefined ? plain : encryptLeaves(plain, { recipients, signal })
       result.written = yield* counting(leaves, () => result.leaves++)
     }

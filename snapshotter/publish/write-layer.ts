@@ -11,23 +11,15 @@ import { skippableFrame } from '../toc/zstd-frames.ts'
 import type { ZstdUnit } from '../toc/zstd-layer-map.ts'
 import { ZstdLayerMap } from '../toc/zstd-layer-map.ts'
 import { ChunkedRecords } from './chunked-records.ts'
-import { compressFrame } from './compress-frame.ts'
-import { FrameThreads } from './frame-threads.ts'
+import { CompactGroups } from './compact-groups.ts'
+import { FramesUnderway, type PlacedFrame } from './frames-underway.ts'
 import type { LayerPiece } from './layer-pieces.ts'
 import { LayerPieces } from './layer-pieces.ts'
+import type { LeafFrame } from './leaf-boundaries.ts'
 import { LeafBoundaries } from './leaf-boundaries.ts'
 
 /** The media type of what `writeLayer` writes. OCI image-spec, layer.md. */
 export const PUBLISHED_LAYER_MEDIA_TYPE = 'application/vnd.oci.image.layer.v1.tar+zstd'
-
-/** Pieces that are being compressed, or wait for their turn in the blob, in bytes. 16 MiB: eight batches for each of four threads. */
-const UNDERWAY_BYTES_MAX = 16 * 1024 * 1024
-
-/** Pieces that a thread is given at once, in bytes. 512 KiB: 10 ms of its time, and a message for it costs a hundredth. */
-const BATCH_BYTES_MIN = 512 * 1024
-
-/** Layers up to this long are compressed on this thread, in bytes. 1 MiB: 20 ms, which is what threads take to start. */
-const INLINE_BYTES_MAX = 1024 * 1024
 
 /** A leaf of what follows the layer's frames, in bytes. 512 KiB, as the largest leaf of small files. */
 const TABLE_LEAF_BYTES = 512 * 1024
@@ -48,20 +40,29 @@ export type WrittenLayer = {
   readonly chunkedObstacle: string | undefined
 }
 
+/** How a layer is written. */
+export type WriteLayerOptions = {
+  readonly signal: AbortSignal
+  /** Files together in frames of some 4 MiB, where they compress best, instead of each in one of its own. */
+  readonly compact?: boolean
+}
+
 /**
  * Writes a layer in the format of README.md: yields the blob leaf by leaf, each to be one IPFS block, and returns the rest.
- * Memory is bounded by `UNDERWAY_BYTES_MAX`, a leaf, and the table of contents. Throws LayerError as TarStreamWalk does, and
- * CANCELLED; passes on what `tar` throws.
+ * Memory is bounded by what is under way (FramesUnderway), a leaf, and the table of contents. Throws LayerError as TarStreamWalk
+ * does, and CANCELLED; passes on what `tar` throws.
  */
 export async function* writeLayer(
   tar: AsyncIterable<Uint8Array>,
-  signal: AbortSignal,
+  { signal, compact = false }: WriteLayerOptions,
 ): AsyncGenerator<Uint8Array, WrittenLayer> {
   const records = new ChunkedRecords()
+  if (compact) records.giveUp('its files share frames (--compact)')
   const pieces = new LayerPieces((passed) => records.pass(passed))
   const blob = new BlobLeaves()
   const tarHash = createHash('sha256')
   const boundaries = new LeafBoundaries()
+  const compactGroups = new CompactGroups()
   const units: ZstdUnit[] = []
   const unit = { blobBytes: 0, layerBytes: 0 }
 
@@ -72,24 +73,29 @@ export async function* writeLayer(
     unit.layerBytes = 0
     yield blob.endLeaf()
   }
-  function* place(piece: LayerPiece, frame: Uint8Array): Generator<Uint8Array, void> {
-    const { bytes, content } = piece
-    const { endsBefore, endsAfter } = boundaries.place({
-      blobBytes: frame.length,
-      layerBytes: bytes.length,
-      ...(content === undefined ? {} : { contentDigest: content.sha256 }),
-    })
-    if (endsBefore) yield* endUnit()
+  function append({ pieces, bytes }: PlacedFrame): void {
     const start = blob.size
-    blob.append(frame)
-    unit.blobBytes += frame.length
-    unit.layerBytes += bytes.length
-    if (content !== undefined) {
+    blob.append(bytes)
+    unit.blobBytes += bytes.length
+    for (const { bytes, content } of pieces) {
+      unit.layerBytes += bytes.length
+      if (content === undefined) continue
       const { member, fileOffset, sha256 } = content
       const chunk = { start, end: blob.size, fileOffset, size: bytes.length, sha256 }
       records.chunk(member, chunk)
     }
+  }
+  function* place(frame: PlacedFrame): Generator<Uint8Array, void> {
+    const { endsBefore, endsAfter } = compact
+      ? { endsBefore: false, endsAfter: true }
+      : boundaries.place(leafFrame(frame))
+    if (endsBefore) yield* endUnit()
+    append(frame)
     if (endsAfter) yield* endUnit()
+  }
+  function* groupsOf(piece: LayerPiece): Generator<readonly LayerPiece[], void> {
+    if (compact) yield* compactGroups.push(piece)
+    else yield [piece]
   }
 
   await using underway = new FramesUnderway()
@@ -97,19 +103,14 @@ export async function* writeLayer(
     if (signal.aborted) throw new LayerError('CANCELLED', 'writing the layer was cancelled')
     tarHash.update(bytes)
     for (const piece of pieces.push(bytes)) {
-      underway.add(piece)
-      while (underway.isFull) {
-        const { piece, frame } = await underway.next()
-        yield* place(piece, frame)
-      }
+      for (const group of groupsOf(piece)) underway.add(group)
+      while (underway.isFull) for (const frame of await underway.next()) yield* place(frame)
     }
   }
   const { pieces: last, toc, trailer } = pieces.end()
-  for (const piece of last) underway.add(piece)
-  while (!underway.isEmpty) {
-    const { piece, frame } = await underway.next()
-    yield* place(piece, frame)
-  }
+  for (const piece of last) for (const group of groupsOf(piece)) underway.add(group)
+  for (const group of compactGroups.end()) underway.add(group)
+  while (!underway.isEmpty) for (const frame of await underway.next()) yield* place(frame)
   yield* endUnit()
 
   // The blob's size is not in the index, which is part of the blob.
@@ -130,59 +131,14 @@ export async function* writeLayer(
   }
 }
 
-/** Compresses pieces, several at once, and gives the frames back in order. */
-class FramesUnderway implements AsyncDisposable {
-  readonly #threads = new FrameThreads()
-  /** Pieces in order, each with its frame, once that was asked for. */
-  #queue: { piece: LayerPiece; frame: Promise<Uint8Array> | undefined }[] = []
-  /** Pieces at the end of the queue that no thread was given. */
-  #gathered: LayerPiece[] = []
-  #gatheredBytes = 0
-  #bytes = 0
-  #isLong = false
-
-  get isFull(): boolean {
-    return this.#bytes > UNDERWAY_BYTES_MAX
-  }
-
-  get isEmpty(): boolean {
-    return this.#queue.length === 0
-  }
-
-  add(piece: LayerPiece): void {
-    this.#queue.push({ piece, frame: undefined })
-    this.#gathered.push(piece)
-    this.#gatheredBytes += piece.bytes.length
-    this.#bytes += piece.bytes.length
-    this.#isLong ||= this.#bytes > INLINE_BYTES_MAX
-    if (this.#isLong && this.#gatheredBytes >= BATCH_BYTES_MIN) this.#send()
-  }
-
-  async next(): Promise<{ piece: LayerPiece; frame: Uint8Array }> {
-    const [first] = this.#queue
-    if (first === undefined) throw new RangeError('no frame is under way')
-    if (first.frame === undefined && this.#isLong) this.#send()
-    this.#queue.shift()
-    const { piece } = first
-    const frame = (await first.frame) ?? compressFrame(piece.bytes)
-    this.#bytes -= piece.bytes.length
-    return { piece, frame }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#threads[Symbol.asyncDispose]()
-  }
-
-  #send(): void {
-    const pieces = this.#gathered
-    this.#gathered = []
-    this.#gatheredBytes = 0
-    const frames = this.#threads.compress(pieces.map(({ bytes }) => bytes))
-    for (const [position, entry] of this.#queue.slice(-pieces.length).entries()) {
-      entry.frame = frames.then((all) => all[position] ?? new Uint8Array())
-      // A failure is thrown where the frame is awaited, which may be later than Node allows.
-      entry.frame.catch(() => undefined)
-    }
+/** What decides where a leaf ends, of a frame with one piece. */
+function leafFrame({ pieces, bytes }: PlacedFrame): LeafFrame {
+  const layerBytes = pieces.reduce((sum, piece) => sum + piece.bytes.length, 0)
+  const contentDigest = pieces.at(-1)?.content?.sha256
+  return {
+    blobBytes: bytes.length,
+    layerBytes,
+    ...(contentDigest === undefined ? {} : { contentDigest }),
   }
 }
 

@@ -39,13 +39,17 @@ export class BenchPublisher implements AsyncDisposable {
     return new BenchPublisher(publisher.addresses.gateway, { scratch, repository }, opened.move())
   }
 
-  /** `ipdr push` of the image; with the time it took, start of the command included. */
-  async push(image: OciLayout): Promise<PublishedImage & { readonly ms: number }> {
+  /** `ipdr push` of the image; with the time it took, start of the command included. `more` are words for it. */
+  async push(
+    image: OciLayout,
+    more: readonly string[] = [],
+  ): Promise<PublishedImage & { readonly ms: number }> {
     const started = performance.now()
     const pushed = await pushImage(this.#scratch, image, {
       repository: this.repository,
       signal: AbortSignal.timeout(DEADLINE_MS),
       say: () => {},
+      more,
     })
     return { ...pushed, ms: performance.now() - started }
   }

@@ -6,6 +6,7 @@ import { buildDemoImage } from '../support/images/demo-image.ts'
 import type { BenchContext, Measurement } from './bench-context.ts'
 import { BenchPublisher } from './bench-node.ts'
 import { coldStart } from './cold-start.ts'
+import { compact } from './compact.ts'
 import { dedup } from './dedup.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
 import { layerIndex } from './layer-index.ts'
@@ -28,6 +29,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   coldStart,
   prefetchStart,
   push,
+  compact,
   inflate,
   layerIndex,
   fetchWhole,

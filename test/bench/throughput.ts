@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { constants, gunzipSync, zstdCompressSync } from 'node:zlib'
 import { ZSTD_LEVEL } from '../../snapshotter/publish/compress-frame.ts'
 import { GzipIndexer } from '../../snapshotter/toc/gzip/gzip-indexer.ts'
+import type { OciLayout } from '../support/images/oci-layout.ts'
 import type { BenchContext, Measurement } from './bench-context.ts'
 import { BenchNode } from './bench-node.ts'
 import type { Figure } from './figure.ts'
@@ -26,16 +27,7 @@ async function measurePush(context: BenchContext): Promise<Figure[]> {
   const { published, layout } = await context.demo()
   const { builtBytes, publishedBytes, unpackedBytes, ms } = published
   context.say('compressing the same layers with plain zstd')
-  const plain = { bytes: 0, ms: 0 }
-  for (const { path } of layout.layers) {
-    const tar = gunzipSync(readFileSync(path))
-    const started = performance.now()
-    const stream = zstdCompressSync(tar, {
-      params: { [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL },
-    })
-    plain.ms += performance.now() - started
-    plain.bytes += stream.length
-  }
+  const plain = compressPlainly(layout)
   const both = (2 * unpackedBytes) / 1000 / plain.ms
   return [
     {
@@ -64,6 +56,24 @@ async function measurePush(context: BenchContext): Promise<Figure[]> {
       detail: `of gzip: ${(publishedBytes / 1e6).toFixed(0)} MB against ${(builtBytes / 1e6).toFixed(0)} MB`,
     },
   ]
+}
+
+/** Each layer of the image as one zstd stream, of the level that `ipdr push` has. */
+export function compressPlainly(layout: OciLayout): {
+  readonly bytes: number
+  readonly ms: number
+} {
+  const plain = { bytes: 0, ms: 0 }
+  for (const { path } of layout.layers) {
+    const tar = gunzipSync(readFileSync(path))
+    const started = performance.now()
+    const stream = zstdCompressSync(tar, {
+      params: { [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL },
+    })
+    plain.ms += performance.now() - started
+    plain.bytes += stream.length
+  }
+  return plain
 }
 
 async function measureInflate(context: BenchContext): Promise<Figure[]> {

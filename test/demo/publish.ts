@@ -35,16 +35,21 @@ type PushAnswer = {
 
 type Options = { readonly repository: string; readonly signal: AbortSignal; readonly say: Say }
 
+type PushOptions = Options & {
+  /** More words for the command line. */
+  readonly more?: readonly string[]
+}
+
 /** `ipdr push` of an image into `repository`. */
 export async function pushImage(
   scratch: Scratch,
   image: OciLayout,
-  { repository, signal, say }: Options,
+  { repository, signal, say, more = [] }: PushOptions,
 ): Promise<PublishedImage> {
   const total = sum(image.layers.map(({ size }) => size))
   const done = new Map<string, number>()
   const source = `oci:${image.dir}:${image.tag}`
-  const options = ['--repository', repository, '--progress', 'json', '--output', 'json']
+  const options = ['--repository', repository, '--progress', 'json', '--output', 'json', ...more]
   const answer = await runProgram(scratch, [IPDR, 'push', source, ...options], {
     signal,
     onError(line) {

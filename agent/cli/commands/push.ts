@@ -42,6 +42,7 @@ export const push: Command = defineCommand({
     'The source is one of oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (of docker save or podman save), containerd:IMAGE (an image in containerd, every platform that it has), docker://IMAGE[:TAG|@DIGEST] (an image in a registry, read without a daemon), - (a tar on standard input), or a path, which is recognised by what it holds. A tar is an OCI archive, a docker-archive or else a root filesystem, plain or compressed.',
     'From a registry, what this machine would run is taken, unless --platform names another platform or --all-platforms takes the whole index. Credentials are those of docker login. A registry is asked by HTTPS; by plain HTTP if it is on loopback, or with --insecure.',
     'With --optimize, the lists that ipdr optimize made for an earlier build are put beside the new one, as far as their files are unchanged.',
+    'With --compact, files share frames of some 4 MiB: the image is about a fifth smaller and has a tenth of the blocks, so that all of it is fetched sooner; a first read fetches more around what it wants, images share less with each other, and podman, CRI-O and registries read it whole.',
     'With --encrypt-to, layers are encrypted as ocicrypt, skopeo and containerd know it, under a fresh key each, and stay lazily readable for whoever holds a key; the image config stays plain, and with it commands, environment, history and the digests of the layers. Equal files are no longer equal blocks. Attestations of the source are left out, and prefetch lists refused: both name files in plain text.',
     'Layers that are encrypted, or no tar at all, are published as they are, and said so. With --quiet it prints the image reference alone.',
   ],
@@ -97,6 +98,12 @@ export const push: Command = defineCommand({
         'Take over the prefetch lists of this image, published before into the same repository: a CID or reference',
       valueName: 'IMAGE',
     },
+    compact: {
+      type: 'boolean',
+      default: false,
+      describe:
+        'Compress files together: smaller, but read in larger parts, and lazily by ipdr-agent alone',
+    },
     ...ENCRYPTION_OPTIONS,
     serve: { type: 'boolean', default: false, describe: 'Go on as ipdr serve' },
     ...PUBLISHING_OPTIONS,
@@ -110,6 +117,7 @@ export const push: Command = defineCommand({
     ],
     ['ipdr push docker://registry.example/app:v2', 'what a registry has, without docker'],
     ['ipdr push oci:image:v3 --optimize <cid of v2>', 'with what is known of the starts of v2'],
+    ['ipdr push oci:image --compact', 'for little room, or an app that reads most of its image'],
     ['ipdr push oci:image --encrypt-to node.pub.pem', 'for those who hold the private key'],
     ['image=$(ipdr push -q rootfs.tar.zst)', 'a root filesystem, in a script'],
   ],
@@ -159,6 +167,7 @@ type PushValues = {
   readonly authfile: string | undefined
   readonly insecure: boolean
   readonly encryption: PushEncryption | undefined
+  readonly compact: boolean
 }
 
 async function pushInto(
@@ -167,7 +176,7 @@ async function pushInto(
   values: PushValues,
   { progress, signal }: Parameters<Command['run']>[1],
 ): Promise<Published> {
-  const { tag, source: name, optimize, encryption } = values
+  const { tag, source: name, optimize, encryption, compact } = values
   const { BlockRepository } = await import('../../ipfs/repository.ts')
   const { pushImage } = await import('../../../snapshotter/publish.ts')
   await mkdir(directory, { recursive: true, mode: 0o755 })
@@ -179,6 +188,7 @@ async function pushInto(
   const pushed = await pushImage(image, repository, {
     signal,
     tag,
+    compact,
     ...(encryption === undefined ? {} : { encryption }),
     onProgress: ({ digest, doneBytes, totalBytes }) => {
       if (totalBytes < SHOWN_BYTES_MIN) return

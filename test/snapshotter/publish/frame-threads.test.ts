@@ -9,16 +9,23 @@ const pieces = Array.from({ length: 40 }, (_, index) => randomContent(seeded(ind
 
 test('threads make the frames that are made without them, in order, however many batches are under way', async () => {
   await using threads = new FrameThreads()
-  const batches = [pieces.slice(0, 15), pieces.slice(15, 16), pieces.slice(16)]
+  const groups = pieces.map((_, index) => pieces.slice(index - (index % 3), index + 1))
+  const batches = [groups.slice(0, 15), groups.slice(15, 16), groups.slice(16)]
   const frames = (await Promise.all(batches.map((batch) => threads.compress(batch)))).flat()
-  expect(frames.map((frame) => Buffer.from(frame).toString('hex'))).toEqual(
-    pieces.map((piece) => Buffer.from(compressFrame(piece)).toString('hex')),
+  expect(
+    frames.map((group) =>
+      group.map(({ bytes, pieces: count }) => [count, Buffer.from(bytes).toString('hex')]),
+    ),
+  ).toEqual(
+    groups.map((group) => [
+      [group.length, Buffer.from(compressFrame(Buffer.concat(group))).toString('hex')],
+    ]),
   )
 })
 
 test('a thread that ends before its answer is a failure of whoever waits, and not a hang', async () => {
   const threads = new FrameThreads()
-  const waiting = threads.compress([randomContent(seeded(7), 8_000_000)])
+  const waiting = threads.compress([[randomContent(seeded(7), 8_000_000)]])
   const failed = failureOf(() => waiting)
   await threads[Symbol.asyncDispose]()
   expect(await failed).toMatchObject({ code: 'RESOURCE_EXHAUSTED' })

@@ -283,7 +283,9 @@ test('a truncated tar and an aborted signal leave no finished layer behind', asy
     stop.abort()
     yield tar
   })()
-  await expect(writeLayer(source, stop.signal).next()).rejects.toMatchObject({ code: 'CANCELLED' })
+  await expect(writeLayer(source, { signal: stop.signal }).next()).rejects.toMatchObject({
+    code: 'CANCELLED',
+  })
 })
 
 type ChunkedEntry = {
