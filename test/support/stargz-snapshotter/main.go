@@ -1,0 +1,111 @@
+// The stargz-snapshotter of the containerd project as a daemon, for tests of what others make of our images, and its writer of eStargz
+// for tests of what we make of theirs: their own commands are modules that the module proxy does not have, the libraries it has.
+//
+//	stargz-snapshotter serve SOCKET ROOT CONFIG
+//	stargz-snapshotter convert TAR BLOB [FIRST...]
+//
+// CONFIG is a file with the JSON of its service.Config; it serves until it is told to end by SIGTERM. convert writes the tar as
+// eStargz with the files FIRST in front of the landmark, and prints {"tocDigest", "diffId", "tarSize"}.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/service"
+	"google.golang.org/grpc"
+)
+
+func main() {
+	args := os.Args[1:]
+	var err error
+	switch {
+	case len(args) == 4 && args[0] == "serve":
+		err = serve(args[1], args[2], args[3])
+	case len(args) >= 3 && args[0] == "convert":
+		err = convert(args[1], args[2], args[3:])
+	default:
+		fmt.Fprintln(os.Stderr, "usage: stargz-snapshotter serve SOCKET ROOT CONFIG\n       stargz-snapshotter convert TAR BLOB [FIRST...]")
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func convert(tarPath, blobPath string, first []string) error {
+	tar, err := os.Open(tarPath)
+	if err != nil {
+		return err
+	}
+	defer tar.Close()
+	info, err := tar.Stat()
+	if err != nil {
+		return err
+	}
+	blob, err := estargz.Build(io.NewSectionReader(tar, 0, info.Size()), estargz.WithPrioritizedFiles(first))
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	out, err := os.Create(blobPath)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if _, err := io.Copy(out, blob); err != nil {
+		return err
+	}
+	tarSize, err := blob.UncompressedSize()
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(map[string]any{
+		"tocDigest": blob.TOCDigest(),
+		"diffId":    blob.DiffID(),
+		"tarSize":   tarSize,
+	})
+}
+
+func serve(socket, root, configPath string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	text, err := os.ReadFile(configPath)
+	if err != nil {
+		return err
+	}
+	var config service.Config
+	if err := json.Unmarshal(text, &config); err != nil {
+		return fmt.Errorf("%s: %w", configPath, err)
+	}
+	snapshotter, err := service.NewStargzSnapshotterService(ctx, root, &config)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer()
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(snapshotter))
+	go func() {
+		<-ctx.Done()
+		server.GracefulStop()
+	}()
+	fmt.Println("serving")
+	if err := server.Serve(listener); err != nil {
+		return err
+	}
+	// Unmounts what it mounted.
+	return snapshotter.Close()
+}
