@@ -28,7 +28,7 @@ export type KubeAccount = {
   readonly kubeconfig: string
   /** Gives it these rights in place of those that it had, and waits until they count. */
   allow(rules: readonly V1PolicyRule[]): Promise<void>
-  /** Makes every token of it void, and puts a new one in no file. */
+  /** Makes every token of it void, and waits until the server takes none. */
   revokeTokens(): Promise<void>
   /** Writes a new token to `kubeconfig`. */
   renewToken(): Promise<void>
@@ -117,7 +117,7 @@ export class KubeApiServer implements AsyncDisposable {
       '--service-cluster-ip-range=10.96.0.0/24',
       '--service-account-issuer=https://kubernetes.default.svc',
       `--service-account-signing-key-file=${accounts.keyFile}`,
-      `--service-account-key-file=${accounts.keyFile}`,
+      `--service-account-key-file=${accounts.certFile}`,
     ])
     await this.#whenReady(this.#server, 'kube-apiserver', `${this.url}/readyz`)
   }
@@ -183,7 +183,8 @@ export class KubeApiServer implements AsyncDisposable {
     }
     const user = `system:serviceaccount:${namespace}:${name}`
     const allow = async (rules: readonly V1PolicyRule[]): Promise<void> => {
-      const { rules: before = [] } = await rbac.readClusterRole({ name })
+      // Null, whatever the types say, where there are none.
+      const before = (await rbac.readClusterRole({ name })).rules ?? []
       await rbac.replaceClusterRole({ name, body: { metadata, rules: [...rules] } })
       const expected = new Map([
         ...before.flatMap(rightsOf).map((right) => [right, false] as const),
@@ -198,6 +199,11 @@ export class KubeApiServer implements AsyncDisposable {
     await allow(rules)
     const revokeTokens = async (): Promise<void> => {
       await core.deleteNamespacedServiceAccount({ namespace, name })
+      const own = new KubeConfig()
+      own.loadFromFile(kubeconfig)
+      const token = own.getCurrentUser()?.token ?? ''
+      // It remembers for ten seconds whom it let in.
+      await until(async () => (await this.#fetch(`${this.url}/api`, { token })).status === 401)
       await make()
     }
     return { kubeconfig, allow, revokeTokens, renewToken }
@@ -271,26 +277,37 @@ export class KubeApiServer implements AsyncDisposable {
 
   /** Through etcd's JSON gateway. */
   async #askEtcd(call: string, body: object): Promise<unknown> {
-    const answer = await this.#fetch(`${this.#etcdUrl}/v3/${call}`, JSON.stringify(body))
+    const answer = await this.#fetch(`${this.#etcdUrl}/v3/${call}`, { body: JSON.stringify(body) })
     if (!answer.ok) throw new Error(`etcd: ${call}: ${await answer.text()}`)
     return answer.json()
   }
 
-  /** As the admin; with `body` it is a POST. */
-  async #fetch(url: string, body?: string): Promise<Response> {
-    await using dispatcher = disposable(
-      new Agent({ connect: readCertificate(this.#certificates.admin) }),
-    )
-    const signal = AbortSignal.timeout(10_000)
-    const answer = await fetch(url, { dispatcher, signal, ...(body && { method: 'POST', body }) })
+  /** As the admin, or as whoever has the token; with `body` it is a POST. */
+  async #fetch(
+    url: string,
+    { body, token }: { body?: string; token?: string } = {},
+  ): Promise<Response> {
+    const { ca, ...admin } = readCertificate(this.#certificates.admin)
+    const connect = token === undefined ? { ca, ...admin } : { ca }
+    await using dispatcher = disposable(new Agent({ connect }))
+    const answer = await fetch(url, {
+      dispatcher,
+      signal: AbortSignal.timeout(10_000),
+      ...(body && { method: 'POST', body }),
+      ...(token && { headers: { authorization: `Bearer ${token}` } }),
+    })
     return new Response(await answer.text(), { status: answer.status })
   }
 
   async #may(user: string, right: string, namespace: string | undefined): Promise<boolean> {
     const [verb = '', resource = ''] = right.split(' ')
-    const { status } = await this.admin.makeApiClient(AuthorizationV1Api).createSubjectAccessReview({
-      body: { spec: { user, resourceAttributes: { verb, resource, ...(namespace && { namespace }) } } },
-    })
+    const { status } = await this.admin
+      .makeApiClient(AuthorizationV1Api)
+      .createSubjectAccessReview({
+        body: {
+          spec: { user, resourceAttributes: { verb, resource, ...(namespace && { namespace }) } },
+        },
+      })
     return status?.allowed === true
   }
 
@@ -337,7 +354,7 @@ async function end(child: ChildProcess | undefined): Promise<void> {
 async function until(isSo: () => Promise<boolean>): Promise<void> {
   const deadline = Date.now() + 30_000
   while (!(await isSo())) {
-    if (Date.now() > deadline) throw new Error('rights do not count after 30 s')
+    if (Date.now() > deadline) throw new Error('what was changed does not count after 30 s')
     await setTimeout(20)
   }
 }

@@ -77,7 +77,8 @@ export class KubeRelay implements AsyncDisposable {
   }
 
   #take(asked: string, line: string): void {
-    if (!asked.includes('watch=true')) return
+    // The last line of a server that is killed may lack its end.
+    if (!asked.includes('watch=true') || !line.endsWith('}}')) return
     this.events.push({ ...(JSON.parse(line) as Omit<RelayedEvent, 'asked'>), asked })
   }
 }
