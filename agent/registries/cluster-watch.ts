@@ -276,7 +276,7 @@ function reasonOf(error: unknown): string {
   if (typeof status === 'string') return status
   const { cause } = error
   if (cause instanceof Error && 'code' in cause) return String(cause.code)
-  return error.name === 'Error' ? error.message.slice(0, 200) : error.name
+  return error.name === 'Error' && error.message !== '' ? error.message.slice(0, 200) : error.name
 }
 
 /** What to do about it, where we know; to follow the reason. */
