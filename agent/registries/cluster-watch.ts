@@ -5,6 +5,7 @@ import type {
   KubeConfig,
   KubernetesListObject,
   KubernetesObject,
+  Watch,
 } from '@kubernetes/client-node'
 import type { Log } from '../../snapshotter/log.ts'
 import type { NodePods } from './node-pods.ts'
@@ -24,6 +25,9 @@ export type ClusterConfig = {
 const FIRST_PAUSE_MS = 1_000
 const LONGEST_PAUSE_MS = 60_000
 
+/** After how long a watch without a word is begun again, in ms. 90 s: the API server sends a bookmark a minute. */
+const SILENCE_MS_MAX = 90_000
+
 type Watched = KubernetesObject & object
 
 type Subject = {
@@ -42,6 +46,7 @@ type Subject = {
 export class ClusterWatch implements AsyncDisposable {
   readonly #stopping = new AbortController()
   readonly #log: Pick<Log, 'info' | 'warn'>
+  readonly #failing = new Set<Subject>()
   readonly #watching: Promise<void>
 
   constructor(
@@ -67,71 +72,57 @@ export class ClusterWatch implements AsyncDisposable {
   ): Promise<void> {
     // Tens of megabytes, which only clusters that are watched have to pay for.
     const client = await import('@kubernetes/client-node')
-    const kube = await this.#kubeConfig(config, () => new client.KubeConfig())
-    if (kube === undefined) return
-    const api = kube.makeApiClient(client.CoreV1Api)
-    const subjects = subjectsOf(config, api, targets)
+    const kube = new client.KubeConfig()
+    if (!(await this.#loads(kube, config))) return
+    const subjects = subjectsOf(config, () => kube.makeApiClient(client.CoreV1Api), targets)
     let left = subjects.length
-    const firstList = (): void => {
+    const onFirstList = (): void => {
       left -= 1
       if (left === 0) targets.secrets.listed()
     }
+    const { signal } = this.#stopping
     await Promise.all(
-      subjects.map((subject) =>
-        this.#watch(
-          subject,
-          () =>
-            new client.ListWatch(
-              subject.path,
-              new client.Watch(kube),
-              subject.list,
-              false,
-              undefined,
-              subject.fieldSelector,
-            ),
-          firstList,
-        ),
-      ),
+      subjects.map((subject) => {
+        const watch = patientWatch(new client.Watch(kube), signal)
+        const { path, list, fieldSelector } = subject
+        const informer = new client.ListWatch(path, watch, list, false, undefined, fieldSelector)
+        return this.#watch(subject, informer, { onFirstList, kube, config })
+      }),
     )
   }
 
-  /** Read anew until it can be: it may be written after us. Undefined when we stop. */
-  async #kubeConfig(
-    { kubeconfig }: ClusterConfig,
-    make: () => KubeConfig,
-  ): Promise<KubeConfig | undefined> {
+  /** Read anew until it can be: it may be written after us. False when we stop. */
+  async #loads(kube: KubeConfig, config: ClusterConfig): Promise<boolean> {
     for (let attempt = 0; !this.#stopping.signal.aborted; attempt++) {
       try {
-        const kube = make()
-        if (kubeconfig === undefined) kube.loadFromCluster()
-        else kube.loadFromFile(kubeconfig)
-        if (kube.getCurrentCluster() === null) throw new Error('it names no cluster')
-        return kube
+        load(kube, config)
+        return true
       } catch (error) {
-        const where = kubeconfig ?? 'the service account of the pod'
         // Not the error itself: a parser may quote what it read.
         const why = error instanceof Error && 'code' in error ? String(error.code) : 'not usable'
         if (attempt === 0) {
           this.#log.warn(
-            { kubeconfig },
-            `pull secrets are not read: ${where} (${why}); tried again`,
+            { kubeconfig: config.kubeconfig },
+            `pull secrets are not read: ${whereOf(config)} (${why}); tried again`,
           )
         }
         await this.#pause(attempt)
       }
     }
-    return undefined
+    return false
   }
 
   async #watch(
     subject: Subject,
-    make: () => Informer<Watched>,
-    onFirstList: () => void,
+    informer: Informer<Watched>,
+    {
+      onFirstList,
+      kube,
+      config,
+    }: { onFirstList: () => void; kube: KubeConfig; config: ClusterConfig },
   ): Promise<void> {
     const { signal } = this.#stopping
     let isFirst = true
-    let isFailing = false
-    const informer = make()
     informer.on('add', subject.put)
     informer.on('update', subject.put)
     informer.on('delete', subject.remove)
@@ -148,23 +139,43 @@ export class ClusterWatch implements AsyncDisposable {
         attempt = 0
         if (isFirst) onFirstList()
         isFirst = false
-        if (isFailing) this.#log.info({}, `${subject.what} are read again`)
-        isFailing = false
+        this.#succeeded(subject)
       }
       const error = await failed.promise
       informer.off('error', onError)
       signal.removeEventListener('abort', stopped)
       await informer.stop()
       if (signal.aborted) return
-      if (!isFailing && isDown) {
-        isFailing = true
-        this.#log.warn(
-          { reason: reasonOf(error) },
-          `${subject.what} cannot be read from the cluster (${reasonOf(error)}): what was known of them is used, and asked again`,
-        )
-      }
+      if (isDown) this.#failed(subject, error, config)
       await this.#pause(attempt)
+      try {
+        // Who we are may have been renewed.
+        load(kube, config)
+      } catch {
+        // It is known how it was; and told if that does not do.
+      }
     }
+  }
+
+  /** Both types of secrets have one name, and are told of once. */
+  #failed(subject: Subject, error: unknown, config: ClusterConfig): void {
+    const isKnown = this.#isFailing(subject)
+    this.#failing.add(subject)
+    if (isKnown) return
+    const reason = reasonOf(error)
+    this.#log.warn(
+      { reason },
+      `${subject.what} cannot be read from the cluster (${reason})${adviceOf(error, config)}: what was known of them is used, and asked again`,
+    )
+  }
+
+  #succeeded(subject: Subject): void {
+    if (!this.#failing.delete(subject) || this.#isFailing(subject)) return
+    this.#log.info({}, `${subject.what} are read again`)
+  }
+
+  #isFailing({ what }: Subject): boolean {
+    return [...this.#failing].some((failing) => failing.what === what)
   }
 
   async #pause(attempt: number): Promise<void> {
@@ -176,39 +187,79 @@ export class ClusterWatch implements AsyncDisposable {
 
 function subjectsOf(
   { namespaces, nodeName }: ClusterConfig,
-  api: CoreV1Api,
+  api: () => CoreV1Api,
   { secrets, pods }: { secrets: PullSecrets; pods: NodePods },
 ): Subject[] {
-  const subjects: Subject[] = []
-  for (const type of PULL_SECRET_TYPES) {
-    const fieldSelector = `type=${type}`
-    for (const namespace of namespaces ?? [undefined]) {
-      subjects.push({
-        what: namespace === undefined ? 'pull secrets' : `pull secrets of namespace ${namespace}`,
-        path: `/api/v1${namespace === undefined ? '' : `/namespaces/${namespace}`}/secrets`,
+  return (namespaces ?? [undefined]).flatMap((namespace) => {
+    const [path, suffix] =
+      namespace === undefined
+        ? ['/api/v1', '']
+        : [`/api/v1/namespaces/${namespace}`, ` in namespace ${namespace}`]
+    const subjects: Subject[] = PULL_SECRET_TYPES.map((type) => {
+      const fieldSelector = `type=${type}`
+      return {
+        what: `pull secrets${suffix}`,
+        path: `${path}/secrets`,
         fieldSelector,
         list: () =>
           namespace === undefined
-            ? api.listSecretForAllNamespaces({ fieldSelector })
-            : api.listNamespacedSecret({ namespace, fieldSelector }),
+            ? api().listSecretForAllNamespaces({ fieldSelector })
+            : api().listNamespacedSecret({ namespace, fieldSelector }),
         put: (secret) => secrets.put(secret),
         remove: (secret) => secrets.remove(secret),
-      })
+      }
+    })
+    if (nodeName === undefined) return subjects
+    const fieldSelector = `spec.nodeName=${nodeName}`
+    return [
+      ...subjects,
+      {
+        what: `pods of this node${suffix}`,
+        path: `${path}/pods`,
+        fieldSelector,
+        list: () =>
+          namespace === undefined
+            ? api().listPodForAllNamespaces({ fieldSelector })
+            : api().listNamespacedPod({ namespace, fieldSelector }),
+        put: (pod) => pods.put(pod),
+        remove: (pod) => pods.remove(pod),
+      },
+    ]
+  })
+}
+
+/** Throws if it cannot be read, or names no cluster. */
+function load(kube: KubeConfig, { kubeconfig }: ClusterConfig): void {
+  if (kubeconfig === undefined) kube.loadFromCluster()
+  else kube.loadFromFile(kubeconfig)
+  if (kube.getCurrentCluster() === null) throw new Error('it names no cluster')
+}
+
+/** For people. */
+function whereOf({ kubeconfig }: ClusterConfig): string {
+  return kubeconfig ?? 'the service account of the pod'
+}
+
+/**
+ * The client's watch, with bookmarks: without them one that hears of nothing cannot go on from where it was, and lists all anew. It
+ * never rejects, since nobody would hear of that when a watch is begun again, and begins nothing once `signal` has aborted.
+ */
+function patientWatch(watch: Watch, signal: AbortSignal): Watch {
+  const begin = watch.watch.bind(watch)
+  watch.watch = async (path, query, onEvent, onEnd) => {
+    if (signal.aborted) return new AbortController()
+    try {
+      const begun = await begin(path, { ...query, allowWatchBookmarks: true }, onEvent, onEnd)
+      if (signal.aborted) begun.abort()
+      return begun
+    } catch (error) {
+      onEnd(error)
+      return new AbortController()
     }
   }
-  if (nodeName === undefined) return subjects
-  const fieldSelector = `spec.nodeName=${nodeName}`
-  return [
-    ...subjects,
-    {
-      what: 'pods of this node',
-      path: '/api/v1/pods',
-      fieldSelector,
-      list: () => api.listPodForAllNamespaces({ fieldSelector }),
-      put: (pod) => pods.put(pod),
-      remove: (pod) => pods.remove(pod),
-    },
-  ]
+  // Half a minute otherwise, and the client has no option for it: no bookmark would ever come.
+  Reflect.set(watch, 'requestTimeoutMs', SILENCE_MS_MAX)
+  return watch
 }
 
 /** False, after everything that is already settled. */
@@ -220,11 +271,24 @@ async function turn(): Promise<false> {
 /** A status, a code, or the client's own words; never those of a parser, which may quote what the server sent. */
 function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return 'it gave no reason'
-  const facts: { code?: unknown; statusCode?: unknown; cause?: unknown } = error
-  const status = facts.statusCode ?? facts.code
+  const status = statusOf(error)
   if (typeof status === 'number') return `HTTP ${status}`
   if (typeof status === 'string') return status
-  const { cause } = facts
+  const { cause } = error
   if (cause instanceof Error && 'code' in cause) return String(cause.code)
-  return error.name === 'Error' ? error.message.slice(0, 200) : error.name
+  return error.name === 'Error' && error.message !== '' ? error.message.slice(0, 200) : error.name
+}
+
+/** What to do about it, where we know; to follow the reason. */
+function adviceOf(error: unknown, config: ClusterConfig): string {
+  const status = error instanceof Error ? statusOf(error) : undefined
+  if (status === 401) return `, renew the credentials of ${whereOf(config)}`
+  if (status !== 403) return ''
+  return ', allow the account of the agent to list and watch them as docs/registries.md shows'
+}
+
+/** As a list names it, or a watch. */
+function statusOf(error: Error): unknown {
+  const facts: Error & { code?: unknown; statusCode?: unknown } = error
+  return facts.statusCode ?? facts.code
 }

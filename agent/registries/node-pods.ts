@@ -30,7 +30,8 @@ export class NodePods {
 
   put(object: unknown): void {
     const { data: pod } = podSchema.safeParse(object)
-    if (pod === undefined || this.#pods.size >= PODS_MAX) return
+    if (pod === undefined) return
+    if (this.#pods.size >= PODS_MAX && !this.#pods.has(keyOf(pod))) return
     const { containers, initContainers, ephemeralContainers } = pod.spec
     const named = [containers, initContainers, ephemeralContainers].flatMap((each) => each ?? [])
     const images = new Set(named.flatMap(({ image }) => spelled(image ?? '') ?? []))

@@ -1,6 +1,8 @@
+import { setTimeout } from 'node:timers/promises'
 import { z } from 'zod'
 import { CodedError, RegistryError } from '../../snapshotter/errors.ts'
 import type { RegistryPlace } from '../../snapshotter/oci/registry-reference.ts'
+import { unlessAborted } from '../../snapshotter/unless-aborted.ts'
 import { AUTHS_BYTES_MAX, DockerAuths } from './docker-auths.ts'
 import type { FindLogins, LoginRequest } from './find-logins.ts'
 import type { RegistryLogin } from './registry-login.ts'
@@ -14,7 +16,7 @@ export const PULL_SECRET_TYPES = [
 /** Secrets kept. 10,000: ten in each namespace of a thousand; of some hundred bytes each. */
 const SECRETS_MAX = 10_000
 
-/** How long a read waits for the first list after the start, in ms. 5 s: a list of ten thousand secrets. */
+/** How long the first reads wait for the first list, in ms. 5 s: a list of ten thousand secrets. */
 const FIRST_LIST_MS = 5_000
 
 /** A secret as Kubernetes' API gives it, as far as we look into it; values are in Base64. */
@@ -26,12 +28,18 @@ const secretSchema = z.object({
 
 type KubeSecret = z.infer<typeof secretSchema>
 
+type Known = { readonly name: string; readonly auths: DockerAuths }
+
 /** The pull secrets of a cluster, as far as they are known: each is used for images that pods of its namespace pulled. */
 export class PullSecrets implements FindLogins {
   readonly #onProblem: (sentence: string) => void
-  /** By namespace, then by name. */
-  readonly #secrets = new Map<string, Map<string, DockerAuths>>()
+  /**
+   * By namespace, then by name and type: a secret that was made anew with the other type is told of by two watches, and the new one
+   * may be told before the end of the old.
+   */
+  readonly #secrets = new Map<string, Map<string, Known>>()
   readonly #listed = Promise.withResolvers<void>()
+  #firstList: Promise<void> | undefined
   #count = 0
 
   /** `onProblem` is told of secrets that cannot be used, never what is in them. */
@@ -56,8 +64,8 @@ export class PullSecrets implements FindLogins {
     try {
       const auths = authsOf(secret, origin)
       if (auths === undefined) return
-      const inNamespace = this.#secrets.get(namespace) ?? new Map<string, DockerAuths>()
-      this.#secrets.set(namespace, inNamespace.set(name, auths))
+      const inNamespace = this.#secrets.get(namespace) ?? new Map<string, Known>()
+      this.#secrets.set(namespace, inNamespace.set(keyOf(secret), { name, auths }))
       this.#count += 1
     } catch (error) {
       if (!(error instanceof CodedError)) throw error
@@ -66,11 +74,11 @@ export class PullSecrets implements FindLogins {
   }
 
   remove(object: unknown): void {
-    const { data: named } = secretSchema.pick({ metadata: true }).safeParse(object)
+    const { data: named } = secretSchema.pick({ metadata: true, type: true }).safeParse(object)
     if (named === undefined) return
-    const { namespace, name } = named.metadata
+    const { namespace } = named.metadata
     const inNamespace = this.#secrets.get(namespace)
-    if (inNamespace?.delete(name) === true) this.#count -= 1
+    if (inNamespace?.delete(keyOf(named)) === true) this.#count -= 1
     if (inNamespace?.size === 0) this.#secrets.delete(namespace)
   }
 
@@ -87,19 +95,24 @@ export class PullSecrets implements FindLogins {
     if (namespaces.length === 0) return []
     await this.#afterFirstList(signal)
     return namespaces.flatMap((namespace) =>
-      [...(this.#secrets.get(namespace) ?? [])]
-        .toSorted(([a], [b]) => (a < b ? -1 : 1))
-        .flatMap(([name, auths]) => auths.loginsFor(place, originOf(namespace, name))),
+      [...(this.#secrets.get(namespace)?.values() ?? [])]
+        .toSorted((a, b) => (a.name < b.name ? -1 : 1))
+        .flatMap(({ name, auths }) => auths.loginsFor(place, originOf(namespace, name))),
     )
   }
 
+  /** Waits together with whoever asked first: a cluster that cannot be read holds up the first reads, and none after them. */
   async #afterFirstList(signal: AbortSignal): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>()
-    const late = AbortSignal.any([signal, AbortSignal.timeout(FIRST_LIST_MS)])
-    late.addEventListener('abort', () => resolve(), { once: true })
-    await Promise.race([this.#listed.promise, promise])
-    signal.throwIfAborted()
+    this.#firstList ??= Promise.race([
+      this.#listed.promise,
+      setTimeout(FIRST_LIST_MS, undefined, { ref: false }),
+    ])
+    await unlessAborted(this.#firstList, signal)
   }
+}
+
+function keyOf({ metadata, type }: Pick<KubeSecret, 'metadata' | 'type'>): string {
+  return JSON.stringify([metadata.name, type])
 }
 
 function originOf(namespace: string, name: string): string {

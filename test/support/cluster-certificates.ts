@@ -9,10 +9,11 @@ export type NodeCertificate = {
   readonly caFile: string
 }
 
-/** Makes an authority in `dir`, and a certificate of it for each of `names`. */
+/** Makes an authority in `dir`, and a certificate of it for each of `names`; for `ip` too, and of `organizations`, if given. */
 export async function makeCertificates<Name extends string>(
   dir: string,
   names: readonly Name[],
+  { ip, organizations = {} }: { ip?: string; organizations?: { [name in Name]?: string } } = {},
 ): Promise<Record<Name, NodeCertificate>> {
   mkdirSync(dir, { recursive: true })
   const [caFile, caKey] = [join(dir, 'ca.pem'), join(dir, 'ca.key')]
@@ -22,7 +23,10 @@ export async function makeCertificates<Name extends string>(
   const made = await Promise.all(
     names.map(async (name) => {
       const [certFile, keyFile] = [join(dir, `${name}.pem`), join(dir, `${name}.key`)]
-      const signed = ['-x509', '-days', '2', '-subj', `/CN=${name}`, '-CA', caFile, '-CAkey', caKey]
+      const organization = organizations[name]
+      const subject = `${organization === undefined ? '' : `/O=${organization}`}/CN=${name}`
+      const signed = ['-x509', '-days', '2', '-subj', subject, '-CA', caFile, '-CAkey', caKey]
+      if (ip !== undefined) signed.push('-addext', `subjectAltName=IP:${ip}`)
       await runCommand('openssl', [...newKey, ...signed, '-keyout', keyFile, '-out', certFile])
       return [name, { certFile, keyFile, caFile }] as const
     }),

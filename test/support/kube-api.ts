@@ -18,12 +18,12 @@ type Query = {
 }
 
 /** What a server without TLS asks of who connects, so that we see that we send it. */
-const TOKEN = 'kube-token'
+export const KUBE_TOKEN = 'kube-token'
 
 /**
  * A server that lists and watches secrets and pods as kube-apiserver does (Kubernetes API concepts, "Efficient detection of
  * changes"), and nothing else: a list with a resource version, then events as JSON lines from that version on, field selectors
- * on `type` and `spec.nodeName`, 410 for a version that it has forgotten. There is no real one in Debian.
+ * on `type` and `spec.nodeName`, 410 for a version that it has forgotten. What a real one does is tried in test/peers.
  */
 export class KubeApi implements AsyncDisposable {
   readonly url: string
@@ -56,14 +56,14 @@ export class KubeApi implements AsyncDisposable {
     return api
   }
 
-  /** Writes a kubeconfig that leads here. */
-  writeKubeconfig(path: string): void {
+  /** Writes a kubeconfig that leads here, for a user who has the token unless told otherwise. */
+  writeKubeconfig(path: string, user: object = { token: KUBE_TOKEN }): void {
     const config = {
       apiVersion: 'v1',
       kind: 'Config',
       // The client takes plain HTTP only from those who say that they do not check certificates.
       clusters: [{ name: 'c', cluster: { server: this.url, 'insecure-skip-tls-verify': true } }],
-      users: [{ name: 'u', user: { token: TOKEN } }],
+      users: [{ name: 'u', user }],
       contexts: [{ name: 'x', context: { cluster: 'c', user: 'u' } }],
       'current-context': 'x',
     }
@@ -109,7 +109,7 @@ export class KubeApi implements AsyncDisposable {
     const found = /^\/api\/v1(?:\/namespaces\/([^/]+))?\/(secrets|pods)$/.exec(url.pathname)
     const code =
       this.failing ??
-      (found === null ? 404 : request.headers.authorization === `Bearer ${TOKEN}` ? 200 : 401)
+      (found === null ? 404 : request.headers.authorization === `Bearer ${KUBE_TOKEN}` ? 200 : 401)
     if (code !== 200) {
       send(response, code, { kind: 'Status', apiVersion: 'v1', status: 'Failure', code })
       return

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
 import { digestOf } from '../../snapshotter/oci/digest.ts'
+import { goProgram } from './go-programs.ts'
 import type { LayerBlob } from './images/oci-layout.ts'
 import { runCommand } from './run-command.ts'
 import type { Scratch } from './scratch.ts'
@@ -32,7 +33,7 @@ export class StargzSnapshotter implements AsyncDisposable {
     scratch: Scratch,
     { disablesVerification }: StargzOptions,
   ): Promise<StargzSnapshotter> {
-    const program = await programPath()
+    const program = await goProgram('stargz-snapshotter')
     const dir = join(scratch.dir, 'stargz')
     mkdirSync(dir)
     const logPath = join(dir, 'log')
@@ -77,7 +78,12 @@ export async function writeByStargz(
   mkdirSync(dir, { recursive: true })
   const [tarPath, path] = [join(dir, 'layer.tar'), join(dir, 'layer.estargz')]
   writeFileSync(tarPath, tar)
-  const said = await runCommand(await programPath(), ['convert', tarPath, path, ...first])
+  const said = await runCommand(await goProgram('stargz-snapshotter'), [
+    'convert',
+    tarPath,
+    path,
+    ...first,
+  ])
   const { tocDigest, diffId, tarSize } = JSON.parse(said) as Record<string, string> & {
     tarSize: number
   }
@@ -91,10 +97,4 @@ export async function writeByStargz(
     tarSize,
     annotations: { 'containerd.io/snapshot/stargz/toc.digest': tocDigest ?? '' },
   }
-}
-
-async function programPath(): Promise<string> {
-  const build = join(import.meta.dirname, '../../build')
-  const builder = join(import.meta.dirname, 'stargz-snapshotter/build.sh')
-  return (await runCommand(builder, [build], { env: process.env })).trim()
 }

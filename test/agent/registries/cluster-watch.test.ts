@@ -2,15 +2,9 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
-import { type ClusterConfig, ClusterWatch } from '../../../agent/registries/cluster-watch.ts'
-import { NodePods } from '../../../agent/registries/node-pods.ts'
-import { PullSecrets } from '../../../agent/registries/pull-secrets.ts'
-import { listeningLog } from '../../support/fuse-mount.ts'
-import { KubeApi } from '../../support/kube-api.ts'
-
-const auths = (password: string, host = 'r.example'): object => ({
-  auths: { [host]: { auth: Buffer.from(`u:${password}`).toString('base64') } },
-})
+import type { ClusterConfig } from '../../../agent/registries/cluster-watch.ts'
+import { authsOf as auths, type ClusterReader, readCluster } from '../../support/cluster-reader.ts'
+import { KUBE_TOKEN, KubeApi } from '../../support/kube-api.ts'
 
 /** A secret as `kubectl create secret docker-registry` makes it. */
 const secret = (namespace: string, name: string, content: unknown) => ({
@@ -21,35 +15,16 @@ const secret = (namespace: string, name: string, content: unknown) => ({
 
 async function watching(
   change: (api: KubeApi, dir: string) => Partial<ClusterConfig> | void = () => {},
-): Promise<{
-  api: KubeApi
-  dir: string
-  pods: NodePods
-  log: ReturnType<typeof listeningLog>
-  shown: (...namespaces: string[]) => Promise<string[]>
-}> {
+): Promise<ClusterReader & { api: KubeApi; dir: string }> {
   const dir = mkdtempSync(join(tmpdir(), 'kube-'))
   onTestFinished(() => rmSync(dir, { recursive: true }))
   const api = await KubeApi.start()
   onTestFinished(() => api[Symbol.asyncDispose]())
   const kubeconfig = join(dir, 'kubeconfig')
   api.writeKubeconfig(kubeconfig)
-  const config = { kubeconfig, ...change(api, dir) }
-  const log = listeningLog()
-  const secrets = new PullSecrets({ onProblem: (sentence) => log.warn({}, sentence) })
-  const pods = new NodePods()
-  const watch = new ClusterWatch(config, { secrets, pods, log })
-  onTestFinished(() => watch[Symbol.asyncDispose]())
-  const shown = async (...namespaces: string[]): Promise<string[]> => {
-    const place = { host: 'r.example', repository: 'team/app' }
-    const signal = AbortSignal.timeout(20_000)
-    const found = await secrets.loginsFor(place, { namespaces, signal })
-    return found.map((login) => {
-      const basic = login.basicAuthorization() ?? ''
-      return `${Buffer.from(basic.slice(6), 'base64').toString()} of ${login.origin}`
-    })
-  }
-  return { api, dir, pods, log, shown }
+  const reader = readCluster({ kubeconfig, ...change(api, dir) })
+  onTestFinished(() => reader[Symbol.asyncDispose]())
+  return { ...reader, api, dir }
 }
 
 const patience = { timeout: 20_000 }
@@ -73,7 +48,7 @@ test('pull secrets are those of their namespace, and of no other', async () => {
 
 test('the old type of secret is read too', async () => {
   const { shown } = await watching((api) => {
-    const { auths: bare } = auths('old') as { auths: object }
+    const { auths: bare } = auths('old')
     const data = { '.dockercfg': Buffer.from(JSON.stringify(bare)).toString('base64') }
     const type = 'kubernetes.io/dockercfg'
     api.put('secrets', { metadata: { namespace: 'one', name: 'cfg' }, type, data })
@@ -135,6 +110,41 @@ test('a kubeconfig that is not there yet is waited for', async () => {
   await expect.poll(() => log.sentences.join(), patience).toContain(`${late} (ENOENT)`)
   api.writeKubeconfig(late)
   await expect.poll(() => shown('one'), patience).toHaveLength(1)
+})
+
+test('a program that fails to tell who we are is asked again, and what was known stays', async () => {
+  let broken = ''
+  const { api, shown, log } = await watching((api, dir) => {
+    broken = join(dir, 'broken')
+    const [command, kubeconfig] = [join(dir, 'credentials'), join(dir, 'by-program')]
+    // No longer good once it is told, so that it is asked for each time.
+    const credential = {
+      apiVersion: 'client.authentication.k8s.io/v1',
+      kind: 'ExecCredential',
+      status: { token: KUBE_TOKEN, expirationTimestamp: '2020-01-01T00:00:00Z' },
+    }
+    const lines = [
+      '#!/bin/sh',
+      `[ ! -e ${broken} ] || exit 1`,
+      `echo '${JSON.stringify(credential)}'`,
+    ]
+    writeFileSync(command, lines.join('\n'), { mode: 0o755 })
+    const { apiVersion } = credential
+    api.writeKubeconfig(kubeconfig, { exec: { apiVersion, command, interactiveMode: 'Never' } })
+    api.put('secrets', secret('one', 'a', auths('1')))
+    return { kubeconfig }
+  })
+  expect(await shown('one')).toHaveLength(1)
+  const failed = log.said('pull secrets cannot be read from the cluster')
+  const back = log.said('pull secrets are read again')
+  writeFileSync(broken, '')
+  await api.disconnect()
+  await failed
+  expect(await shown('one')).toHaveLength(1)
+  rmSync(broken)
+  api.put('secrets', secret('one', 'a', auths('2')))
+  await back
+  await expect.poll(() => shown('one'), patience).toEqual(['u:2 of pull secret one/a (r.example)'])
 })
 
 test('only the namespaces that are named are asked for', async () => {
