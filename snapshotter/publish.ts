@@ -14,6 +14,7 @@ export {
   type PushProgress,
   pushImage,
 } from './publish/push-image.ts'
+export { openIpfsSource } from './publish/sources/ipfs-image.ts'
 export { type OpenedImage, openTarStream } from './publish/sources/open-tar.ts'
 
 /**

@@ -21,6 +21,16 @@ export async function openInspectionBlocks(
   const mustBeThere = given !== undefined || !isRemote
   const repository =
     isThere || mustBeThere ? opened.use(await openExistingRepository(given)) : undefined
+  return blocksOf(repository, { gateway: gateways, peer: peers }, opened)
+}
+
+/** Blocks from this repository, if there is one, else from the gateways and peers. */
+export async function blocksOf(
+  repository: BlockRepository | undefined,
+  { gateway: gateways, peer: peers }: Omit<Places, 'repository'>,
+  opened: AsyncDisposableStack,
+): Promise<BlockSource> {
+  const isRemote = gateways.length + peers.length > 0
   const remote = isRemote ? await openRemote(gateways, peers, opened) : undefined
   return localFirst(repository, remote)
 }

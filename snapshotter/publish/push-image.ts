@@ -166,7 +166,7 @@ class Push {
     }
     const manifests: Descriptor[] = []
     const renamed = new Map<string, Digest>()
-    for (const child of index.manifests) {
+    for (const child of index.manifests.map(unaddressed)) {
       if (this.#encryption !== undefined && isAttestation(child)) {
         this.leftOut.push(child.digest)
         continue
@@ -209,9 +209,10 @@ class Push {
     source: Uint8Array,
     what: string,
   ): Promise<{ bytes: Uint8Array; mediaType: string }> {
-    const config = await this.#bytes(manifest.config, IMAGE_CONFIG_BYTES_MAX)
-    this.directory.addBlob(manifest.config.digest, await this.#import(config))
-    if (!isImageConfig(manifest.config.mediaType)) {
+    const configured = unaddressed(manifest.config)
+    const config = await this.#bytes(configured, IMAGE_CONFIG_BYTES_MAX)
+    this.directory.addBlob(configured.digest, await this.#import(config))
+    if (!isImageConfig(configured.mediaType)) {
       if (this.#encryption !== undefined) {
         const message = `${what} is no container image, so nothing of it can be encrypted: push it without encryption, or an image without it`
         throw new ImageError('FAILED_PRECONDITION', message)
@@ -225,7 +226,7 @@ class Push {
         ? new Set<Digest>()
         : layersToEncrypt(manifest, this.#encryption.layers, what)
     const layers: Descriptor[] = []
-    for (const [index, layer] of manifest.layers.entries()) {
+    for (const [index, layer] of manifest.layers.map(unaddressed).entries()) {
       const obstacle = layerObstacle(layer)
       if (obstacle !== undefined) {
         if (chosen.has(layer.digest)) checkNotInPlain(layer, obstacle)
@@ -248,7 +249,7 @@ class Push {
     const written = {
       schemaVersion: 2,
       mediaType,
-      config: { ...manifest.config, mediaType: MEDIA_TYPES.ociConfig },
+      config: { ...configured, mediaType: MEDIA_TYPES.ociConfig },
       layers,
       ...(annotations === undefined ? {} : { annotations }),
     }
@@ -397,6 +398,13 @@ async function* counting<Piece, Result>(
 
 function isImageConfig(mediaType: string): boolean {
   return mediaType === MEDIA_TYPES.ociConfig || mediaType === MEDIA_TYPES.dockerConfig
+}
+
+/** The descriptor without `ipfs://` addresses, as nerdctl writes them: what is written anew is elsewhere. */
+function unaddressed(descriptor: Descriptor): Descriptor {
+  const { urls = [], ...rest } = descriptor
+  const others = urls.filter((url) => !url.startsWith('ipfs://'))
+  return others.length === 0 ? rest : { ...rest, urls: others }
 }
 
 /** Why a layer must stay as it is; undefined if it is a tar that we can write anew. */

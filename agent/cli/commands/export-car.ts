@@ -22,7 +22,7 @@ export const exportCommand: Command = defineCommand({
   summary: 'Write an image as a CAR file',
   description: [
     'Writes every block of an image, all tags and platforms, as a CAR (version 1) with the image as its root: in depth-first order, each block once, so that one image is always the same file. Other IPFS tools read it, and ipdr import.',
-    'Blocks come from your own repository, else from the gateways and peers that you name; each is checked. A file is there under its name only when it is whole. An image that is a file with an OCI descriptor (as nerdctl writes) cannot be exported.',
+    'Blocks come from your own repository, else from the gateways and peers that you name; each is checked. A file is there under its name only when it is whole. An image that is a file with an OCI descriptor (as nerdctl writes) cannot be exported: ipdr push ipfs:CID writes it anew.',
   ],
   args: {
     image: { type: 'string', demandOption: true, describe: 'A CID, or ipdr.internal/<cid>' },
@@ -56,7 +56,7 @@ export const exportCommand: Command = defineCommand({
       throw new CommandFailure(
         EXIT_CODES.failure,
         `image ${root.toString()} is an OCI descriptor that names its blobs by URL; a CAR of it would not hold them`,
-        'Pull it, and ipdr push it again: that image can be exported.',
+        `ipdr push ipfs:${root.toString()} writes it anew: that image can be exported.`,
       )
     }
     const { walkDag } = await import('../../ipfs/walk-dag.ts')

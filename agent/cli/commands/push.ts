@@ -13,6 +13,7 @@ import { type Command, defineCommand } from '../command.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
 import { asUsageFailure, CommandFailure } from '../failure.ts'
 import { imageReference } from '../image-argument.ts'
+import { blocksOf } from '../inspection-blocks.ts'
 import type { Output } from '../output.ts'
 import {
   describeAddresses,
@@ -39,7 +40,7 @@ export const push: Command = defineCommand({
   summary: 'Publish an image: write it as lazily readable IPFS blocks, and print its CID',
   description: [
     'Reads an image and writes its layers anew as zstd frames that start at file boundaries, with a table of contents, so that every block can be fetched, verified and unpacked alone, and equal files are equal blocks. Configs stay as they are, and so do diff IDs: containers cannot tell the difference. Every digest of the source is checked. The blocks go into the repository, a directory on this machine; ipdr serve offers them to others, and --serve does that right after.',
-    'The source is one of oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (of docker save or podman save), containerd:IMAGE (an image in containerd, every platform that it has), docker://IMAGE[:TAG|@DIGEST] (an image in a registry, read without a daemon), - (a tar on standard input), or a path, which is recognised by what it holds. A tar is an OCI archive, a docker-archive or else a root filesystem, plain or compressed.',
+    'The source is one of oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (of docker save or podman save), containerd:IMAGE (an image in containerd, every platform that it has), docker://IMAGE[:TAG|@DIGEST] (an image in a registry, read without a daemon), ipfs:CID[:TAG|@DIGEST] (an image on IPFS, in any layout, to be written anew), - (a tar on standard input), or a path, which is recognised by what it holds. A tar is an OCI archive, a docker-archive or else a root filesystem, plain or compressed.',
     'From a registry, what this machine would run is taken, unless --platform names another platform or --all-platforms takes the whole index. Credentials are those of docker login. A registry is asked by HTTPS; by plain HTTP if it is on loopback, or with --insecure.',
     'With --optimize, the lists that ipdr optimize made for an earlier build are put beside the new one, as far as their files are unchanged.',
     'With --compact, files share frames of some 4 MiB: the image is about a fifth smaller and has a tenth of the blocks, so that all of it is fetched sooner; a first read fetches more around what it wants, images share less with each other, and podman, CRI-O and registries read it whole.',
@@ -51,7 +52,7 @@ export const push: Command = defineCommand({
       type: 'string',
       demandOption: true,
       describe:
-        'oci:DIR[:TAG], docker-archive:FILE[:NAME], containerd:IMAGE, docker://IMAGE, - or a path',
+        'oci:DIR[:TAG], docker-archive:FILE[:NAME], containerd:IMAGE, docker://IMAGE, ipfs:CID, - or a path',
     },
   },
   options: {
@@ -91,6 +92,15 @@ export const push: Command = defineCommand({
       describe: 'Take every platform of a registry’s image',
     },
     ...REGISTRY_OPTIONS,
+    from: {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      default: [] as string[],
+      describe:
+        'Where an ipfs: image is, beside the repository: a gateway’s URL, or a peer’s address with /p2p/; may be repeated',
+      valueName: 'PLACE',
+    },
     optimize: {
       type: 'string',
       requiresArg: true,
@@ -116,6 +126,10 @@ export const push: Command = defineCommand({
       'what the kubelet pulled',
     ],
     ['ipdr push docker://registry.example/app:v2', 'what a registry has, without docker'],
+    [
+      'ipdr push ipfs:<cid> --from http://10.0.0.7:8080',
+      'what others published as gzip, or nerdctl did',
+    ],
     ['ipdr push oci:image:v3 --optimize <cid of v2>', 'with what is known of the starts of v2'],
     ['ipdr push oci:image --compact', 'for little room, or an app that reads most of its image'],
     ['ipdr push oci:image --encrypt-to node.pub.pem', 'for those who hold the private key'],
@@ -134,7 +148,7 @@ export const push: Command = defineCommand({
       )
     }
     const source = await parsePushSource(values.source)
-    checkRegistryOptions(source, values)
+    checkSourceOptions(source, values)
     const directory = repositoryDirectory(values.repository)
     const startedAt = performance.now()
     const pushed = await pushInto(directory, source, { ...values, encryption }, session)
@@ -166,6 +180,7 @@ type PushValues = {
   readonly 'all-platforms': boolean
   readonly authfile: string | undefined
   readonly insecure: boolean
+  readonly from: readonly string[]
   readonly encryption: PushEncryption | undefined
   readonly compact: boolean
 }
@@ -184,7 +199,7 @@ async function pushInto(
   // Before the work: a list that is not there is found out at once.
   const lists = optimize === undefined ? undefined : await listsOf(optimize, repository, signal)
   await using opened = new AsyncDisposableStack()
-  const image = await openSource(source, { ...values, directory }, opened, signal)
+  const image = await openSource(source, { ...values, directory, repository }, opened, signal)
   const pushed = await pushImage(image, repository, {
     signal,
     tag,
@@ -235,7 +250,7 @@ async function withLists(
 
 async function openSource(
   source: PushSource,
-  values: PushValues & { readonly directory: string },
+  values: PushValues & { readonly directory: string; readonly repository: BlockRepository },
   opened: AsyncDisposableStack,
   signal: AbortSignal,
 ): Promise<ImageToPush> {
@@ -258,6 +273,15 @@ async function openSource(
     const wanted = { platform, authfile, insecure }
     return opened.use(await RegistryImage.open(source.reference, wanted, signal))
   }
+  if (source.kind === 'ipfs') {
+    const { openIpfsSource } = await import('../../../snapshotter/publish.ts')
+    const places = {
+      gateway: values.from.filter((place) => !place.startsWith('/')),
+      peer: values.from.filter((place) => place.startsWith('/')),
+    }
+    const blocks = await blocksOf(values.repository, places, opened)
+    return openIpfsSource(source.reference, blocks, signal)
+  }
   const { ContainerdImage } = await import('../containerd-image.ts')
   const { namespace, address: socketPath } = values
   return opened.use(
@@ -274,10 +298,13 @@ function checkTag(tag: string): void {
 }
 
 /** Said of another source they would be ignored, and something else be published than was meant. */
-function checkRegistryOptions(source: PushSource, values: Omit<PushValues, 'encryption'>): void {
+function checkSourceOptions(source: PushSource, values: Omit<PushValues, 'encryption'>): void {
   const { platform, authfile, insecure, 'all-platforms': all } = values
   if (platform !== undefined && all) {
     throw new CommandFailure(EXIT_CODES.usage, '--platform and --all-platforms exclude each other')
+  }
+  if (source.kind !== 'ipfs' && values.from.length > 0) {
+    throw new CommandFailure(EXIT_CODES.usage, '--from: for ipfs: sources only')
   }
   if (source.kind === 'registry') return
   const wrong = [
