@@ -47,6 +47,7 @@ export function adminService(
       const { peerId, addresses } = identity()
       const reads = snapshotter.reads()
       const waits = metrics.recentWaitsMs()
+      const prefetched = snapshotter.prefetched()
       return {
         version,
         pid: process.pid,
@@ -71,6 +72,8 @@ export function adminService(
         verificationFailures: metrics.verificationFailureCount,
         storeBytes: await snapshotter.storeBytes(),
         storeLimitBytes: storeBytesMax,
+        prefetchedBytes: prefetched.fetchedBytes,
+        prefetchedUsedBytes: prefetched.usedBytes,
       }
     },
 

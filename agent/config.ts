@@ -155,6 +155,12 @@ export type Config = {
       readonly signaturesMin: number
     }[]
   }
+  readonly prefetch: {
+    /** Fetch what a start will read before it is read, by lists that were published or learned. */
+    readonly replay: boolean
+    /** Learn such lists from the starts of this node. */
+    readonly learn: boolean
+  }
   readonly mounts: {
     /**
      * From how many lazy layers on an image is mounted as one merged EROFS instead of a mount a layer. Below it,
@@ -330,6 +336,9 @@ const configSchema = z.strictObject({
         })
         .default([]),
     })
+    .prefault({}),
+  prefetch: z
+    .strictObject({ replay: z.boolean().default(true), learn: z.boolean().default(true) })
     .prefault({}),
   mounts: z
     .strictObject({

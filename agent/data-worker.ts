@@ -82,6 +82,7 @@ export async function runDataWorker(
           fetchConcurrency: config.fetch.concurrency,
           foregroundDeadlineMs: config.fetch.foregroundDeadlineMs,
           ...config.mounts,
+          prefetch: config.prefetch,
           indexRoots: config.registries.indexes,
         },
         {

@@ -26,7 +26,7 @@ import type { Log } from './log.ts'
 import { parseImageReference } from './oci/reference.ts'
 import { ImageRecording } from './prefetch/image-recording.ts'
 import { encodePrefetchList } from './prefetch/prefetch-list.ts'
-import { Prefetcher } from './prefetch/prefetcher.ts'
+import { PREFETCH_ALL, type PrefetchConfig, Prefetcher } from './prefetch/prefetcher.ts'
 import { StartRecorder } from './prefetch/start-recorder.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
@@ -48,6 +48,8 @@ export type SnapshotterConfig = {
   readonly foregroundDeadlineMs: number
   readonly mergeLayersMin: number
   readonly readAheadKb: number
+  /** What is done with prefetch lists; all of it unless given. */
+  readonly prefetch?: PrefetchConfig
   /** Roots of side indexes that the operator vouches for, for layers of images in registries; CIDv1. */
   readonly indexRoots?: readonly string[]
 }
@@ -233,7 +235,11 @@ export class Snapshotter implements AsyncDisposable {
       })
     const prefetcher = opened.use(
       await Prefetcher.open(
-        { dir: places.prefetchDir, storeBytesMax: config.storeBytesMax },
+        {
+          dir: places.prefetchDir,
+          storeBytesMax: config.storeBytesMax,
+          ...(config.prefetch ?? PREFETCH_ALL),
+        },
         { catalog, store, blocks, tables, places, recorder, peers, log },
       ),
     )

@@ -47,7 +47,18 @@ type Parts = {
   readonly log: Log
 }
 
-type Config = {
+/** What is done with prefetch lists. */
+export type PrefetchConfig = {
+  /** Fetch what they name. */
+  readonly replay: boolean
+  /** Learn them from starts. */
+  readonly learn: boolean
+}
+
+/** Lists are learned, and used. */
+export const PREFETCH_ALL: PrefetchConfig = { replay: true, learn: true }
+
+type Config = PrefetchConfig & {
   readonly dir: string
   readonly storeBytesMax: number
 }
@@ -61,7 +72,7 @@ type FoundList = { readonly ranges: readonly LayerRange[]; readonly dropped: num
  */
 export class Prefetcher implements AsyncDisposable {
   readonly #lists: LearnedLists
-  readonly #storeBytesMax: number
+  readonly #config: Config
   readonly #parts: Parts
   readonly #closing = new AbortController()
   readonly #units = new PrefetchedUnits()
@@ -71,7 +82,7 @@ export class Prefetcher implements AsyncDisposable {
 
   private constructor(lists: LearnedLists, config: Config, parts: Parts) {
     this.#lists = lists
-    this.#storeBytesMax = config.storeBytesMax
+    this.#config = config
     this.#parts = parts
   }
 
@@ -90,7 +101,7 @@ export class Prefetcher implements AsyncDisposable {
    * is the image's directory asked for a list: a start needs no peer.
    */
   replay(layers: readonly LayerRecord[], { isPull }: { isPull: boolean }): void {
-    if (this.#closing.signal.aborted) return
+    if (!this.#config.replay || this.#closing.signal.aborted) return
     const name = layers.map(({ id }) => id).join(' ')
     const last = this.#replayedAt.get(name)
     if (last !== undefined && performance.now() - last < REPLAYED_MS) return
@@ -106,7 +117,13 @@ export class Prefetcher implements AsyncDisposable {
    */
   learn(layers: readonly LayerRecord[], cold: ReadonlySet<number>): void {
     const { recorder } = this.#parts
-    if (recorder === undefined || cold.size === 0 || this.#closing.signal.aborted) return
+    if (
+      !this.#config.learn ||
+      recorder === undefined ||
+      cold.size === 0 ||
+      this.#closing.signal.aborted
+    )
+      return
     const recording = recorder.record({
       layers: new Set(layers.map(({ id }) => id)),
       isBounded: true,
@@ -165,7 +182,7 @@ export class Prefetcher implements AsyncDisposable {
     const { units, bytes, failed, reason } = await replayRanges(ranges, {
       layers: this.#held(layers),
       // A quarter of the store at most: prefetching must not evict what others use.
-      bytesMax: Math.min(REPLAY_BYTES_MAX, this.#storeBytesMax / 4),
+      bytesMax: Math.min(REPLAY_BYTES_MAX, this.#config.storeBytesMax / 4),
       signal: this.#closing.signal,
       onUnit: (layer, unit) => this.#units.add(layer, unit),
     })

@@ -25,6 +25,7 @@ type AgentConfig = {
   readonly registries?: object
   readonly keysDir?: string
   readonly containerdSocket?: string
+  readonly prefetch?: object
   readonly policies?: readonly object[]
   readonly cluster?: object
   readonly keyProviders?: string
@@ -83,6 +84,7 @@ export class AgentProcess implements AsyncDisposable {
         ...(config.registries && { registries: config.registries }),
         ...(config.keyProvider && { keyProvider: config.keyProvider }),
         ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
+        ...(config.prefetch && { prefetch: config.prefetch }),
         ...(config.policies && { trust: { policies: config.policies } }),
         ...(config.cluster && { cluster: config.cluster }),
         decryption: { keysDir: config.keysDir, keyProviders: config.keyProviders },

@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { CID } from 'multiformats/cid'
@@ -142,6 +142,26 @@ test('a node that is given no list learns one, and uses it when the image has go
   }, 30_000)
   const before = (await admin.calls.WaitedFor({ subject: '' }, { signal })).reads.length
   expect(await pullAndStart(empty, own, before)).toEqual([])
+}, 120_000)
+
+test('a node that is told to neither uses the list of an image, nor learns one where another has learned it since', async () => {
+  const prefetch = { replay: false, learn: false }
+  await using plain = await LazyNode.start('prefetch-off', {
+    publisher: node.publisher,
+    prefetch,
+  })
+  await plain.cri.pullImage(`ipdr.internal/${optimized.root}`)
+  expect(await start(plain, optimized.root)).toEqual(expect.arrayContaining(READ))
+  expect(await plain.metric('ipdr_prefetched_bytes_total')).toBe(0)
+  await using other = await LazyNode.start('prefetch-on', { publisher: node.publisher })
+  const learned = other.agent.logged('learned what a start')
+  await pullAndStart(other, optimized.root)
+  await learned
+  // Where it keeps them, beside lists that were published.
+  const listsOf = ({ agent }: LazyNode): string[] =>
+    readdirSync(join(agent.root, 'prefetch')).filter((name) => name.includes('learned'))
+  expect(listsOf(other)).toHaveLength(1)
+  expect(listsOf(plain)).toEqual([])
 }, 120_000)
 
 test('a server is recorded until it says that it is ready, or for as long as it may run', async () => {

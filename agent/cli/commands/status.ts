@@ -98,6 +98,10 @@ function document(status: StatusResponse__Output): object {
       status.bytesBySource.map(({ source, bytes }) => [source, Number(bytes)]),
     ),
     servedFromCacheBytes: Number(status.servedFromCacheBytes),
+    prefetched: {
+      bytes: Number(status.prefetchedBytes),
+      usedBytes: Number(status.prefetchedUsedBytes),
+    },
     queued: Object.fromEntries(
       status.queueDepths.map(({ priority, waiting }) => [priority, waiting]),
     ),
@@ -105,6 +109,11 @@ function document(status: StatusResponse__Output): object {
     storeBytes: Number(status.storeBytes),
     storeLimitBytes: Number(status.storeLimitBytes),
   }
+}
+
+function describePrefetched(status: StatusResponse__Output): string {
+  const [all, used] = [Number(status.prefetchedBytes), Number(status.prefetchedUsedBytes)]
+  return all === 0 ? 'nothing' : `${formatBytes(all)}, ${formatBytes(used)} of them read since`
 }
 
 function describe(status: StatusResponse__Output, withMounts: boolean, output: Output): string {
@@ -137,6 +146,7 @@ function describe(status: StatusResponse__Output, withMounts: boolean, output: O
         ),
       ],
       ['From cache', formatBytes(Number(status.servedFromCacheBytes))],
+      ['Prefetched', describePrefetched(status)],
       [
         'Queued',
         listed(status.queueDepths.map(({ priority, waiting }) => `${waiting} ${priority}`)),

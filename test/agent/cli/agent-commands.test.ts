@@ -55,6 +55,8 @@ const STATUS = {
   verificationFailures: 2,
   storeBytes: 10 * MIB,
   storeLimitBytes: 1024 * MIB,
+  prefetchedBytes: 40 * MIB,
+  prefetchedUsedBytes: 30 * MIB,
 }
 
 describe('status', () => {
@@ -69,6 +71,7 @@ describe('status', () => {
     expect(stdout).toContain('1,234; they waited 12 ms (p50), 310 ms (p99)')
     expect(stdout).toContain('300 MiB by gateway')
     expect(stdout).toContain('10.0 MiB of 1.0 GiB')
+    expect(stdout).toContain('40.0 MiB, 30.0 MiB of them read since')
     expect(stdout).toContain('2 failed verification')
     expect(stdout).toMatch(/^merged +30 +sha256:[0-9a-f]{12} +\/var\/lib\/ipdr-agent\/m\/2$/m)
   })

@@ -24,6 +24,8 @@ export interface StatusResponse {
   'verificationFailures'?: (number | string | Long);
   'storeBytes'?: (number | string | Long);
   'storeLimitBytes'?: (number | string | Long);
+  'prefetchedBytes'?: (number | string | Long);
+  'prefetchedUsedBytes'?: (number | string | Long);
 }
 
 export interface StatusResponse__Output {
@@ -44,4 +46,6 @@ export interface StatusResponse__Output {
   'verificationFailures': (string);
   'storeBytes': (string);
   'storeLimitBytes': (string);
+  'prefetchedBytes': (string);
+  'prefetchedUsedBytes': (string);
 }
