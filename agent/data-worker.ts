@@ -12,6 +12,7 @@ import { clusterService } from './cluster/cluster-service.ts'
 import { readClusterTls } from './cluster/cluster-tls.ts'
 import type { Config } from './config.ts'
 import { killContainer } from './containerd-tasks.ts'
+import { ImageReminder } from './forgotten-images.ts'
 import { GrpcServer } from './grpc-server.ts'
 import { HttpServer } from './http-server.ts'
 import { releaseIdleMemory } from './idle-memory.ts'
@@ -193,6 +194,9 @@ export async function runDataWorker(
       ),
     )
     tell({ kind: 'ready', rung: snapshotter.kernel.rung })
+    opened.use(
+      new ImageReminder(config.containerd.socketPath, { log: log.child({ part: 'containerd' }) }),
+    )
     const alive = setInterval(() => tell({ kind: 'alive' }), ALIVE_INTERVAL_MS)
     opened.defer(() => clearInterval(alive))
     opened.use(releaseIdleMemory(() => metrics.fetchedBytes))

@@ -3,11 +3,16 @@ import { loadSync } from '@grpc/proto-loader'
 import type { Contract } from './contract.ts'
 import type { ProtoGrpcType as AgentFile } from './types/agent.ts'
 import type {
+  ImagesDefinition,
+  ImagesHandlers,
+} from './types/containerd/services/images/v1/Images.ts'
+import type {
   SnapshotsDefinition,
   SnapshotsHandlers,
 } from './types/containerd/services/snapshots/v1/Snapshots.ts'
 import type { TasksDefinition, TasksHandlers } from './types/containerd/services/tasks/v1/Tasks.ts'
 import type { ProtoGrpcType as CriFile } from './types/cri.ts'
+import type { ProtoGrpcType as ImagesFile } from './types/images.ts'
 import type { AgentDefinition, AgentHandlers } from './types/ipdr/v1/Agent.ts'
 import type {
   KeyProviderServiceDefinition,
@@ -31,6 +36,12 @@ import type { ProtoGrpcType as TasksFile } from './types/tasks.ts'
 export function snapshotsContract(): Contract<SnapshotsDefinition, SnapshotsHandlers> {
   const file = load('containerd/snapshots.proto') as SnapshotsFile
   return { definition: file.containerd.services.snapshots.v1.Snapshots.service }
+}
+
+/** containerd.services.images.v1.Images */
+export function imagesContract(): Contract<ImagesDefinition, ImagesHandlers> {
+  const file = load('containerd/images.proto') as ImagesFile
+  return { definition: file.containerd.services.images.v1.Images.service }
 }
 
 /** containerd.services.tasks.v1.Tasks */

@@ -10,7 +10,7 @@ import { LazyNode } from '../support/lazy-node.ts'
 import { startOciRegistry } from '../support/oci-registry.ts'
 import { runCommand } from '../support/run-command.ts'
 import { Scratch } from '../support/scratch.ts'
-import { TrixiePrograms } from '../support/trixie-programs.ts'
+import { SuitePrograms } from '../support/suite-programs.ts'
 
 // Goal: what `ipdr push` writes is an image for everybody. Method: skopeo, buildah, podman and containerd's own overlayfs read
 // it, from the agent's registry or after skopeo carried it to docker-registry, and unpack the tree that containerd unpacks from
@@ -19,7 +19,7 @@ import { TrixiePrograms } from '../support/trixie-programs.ts'
 const opened = new AsyncDisposableStack()
 let scratch: Scratch
 let node: LazyNode
-let programs: TrixiePrograms
+let programs: SuitePrograms
 let root = ''
 /** The agent's registry, and a docker-registry that has the same image. */
 let [ours, theirs] = ['', '']
@@ -38,7 +38,7 @@ const COPY_BY_PODMAN = `
 
 beforeAll(async () => {
   scratch = opened.use(Scratch.open('interop'))
-  programs = TrixiePrograms.unpack('trixie-podman', 'podman', 'buildah', 'crun')
+  programs = SuitePrograms.unpack('trixie', 'podman', 'podman', 'buildah', 'crun')
   // Not the odd image of other tests: containers/storage takes no tar that names a file twice.
   const layout = await buildDebianImage({
     name: 'python',
@@ -61,7 +61,7 @@ beforeAll(async () => {
   ])
   source = await registry.push(layout, 'source')
   chunkedSource = `${registry.host}/chunked:latest`
-  const [skopeo, ...loader] = TrixiePrograms.unpack('trixie-skopeo', 'skopeo').command(
+  const [skopeo, ...loader] = SuitePrograms.unpack('trixie', 'skopeo', 'skopeo').command(
     'usr/bin/skopeo',
   )
   const plain = `dir:${join(scratch.dir, 'plain')}`

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { connect } from '../../proto/client.ts'
 import { criRuntimeContract } from '../../proto/load.ts'
-import { debianPath } from './debian-programs.ts'
+import { type ContainerdVersion, containerdPath } from './containerd-programs.ts'
 import { type CommandOptions, runCommand } from './run-command.ts'
 import type { Scratch } from './scratch.ts'
 
@@ -15,7 +15,11 @@ export const PAUSE_IMAGE = 'pause.local/pause:1'
 export type ContainerdOptions = {
   readonly scratch: Scratch
   /** containerd's own overlayfs, or a snapshotter that is served on a socket. */
-  readonly snapshotter: 'overlayfs' | { readonly name: string; readonly socketPath: string }
+  readonly snapshotter:
+    | 'overlayfs'
+    | { readonly name: string; readonly socketPath: string; readonly root?: string }
+  /** '1.6' unless given. */
+  readonly version?: ContainerdVersion
   /** Folder of hosts.toml files; see writeHostsFile. By default an empty one. */
   readonly certsDir?: string
   /** The specification that all pods start from; by default containerd's own. */
@@ -32,7 +36,7 @@ export type RunOptions = CommandOptions & {
 /** How long containerd may take to answer after its start, in ms. 30 s: 0.2 s when quiet, 3 s at a load of 100. */
 const START_DEADLINE_MS = 30_000
 
-/** Debian's containerd 1.6 with folders, sockets and control groups of its own: the machine's is never touched. */
+/** Debian's containerd with folders, sockets and control groups of its own: the machine's is never touched. */
 export class Containerd implements AsyncDisposable {
   readonly socketPath: string
   /** `overlayfs`, or the name of the served snapshotter; `ctr` uses it unless told otherwise. */
@@ -43,13 +47,16 @@ export class Containerd implements AsyncDisposable {
   /** Its persistent folder: content store and metadata. */
   readonly root: string
   readonly #certsDir: string
+  /** Where its programs are. */
+  readonly #path: string
   readonly #scratch: Scratch
   #daemon: ChildProcess | undefined
   #containers = 0
 
   private constructor(options: ContainerdOptions) {
-    const { snapshotter, name = 'containerd' } = options
+    const { snapshotter, name = 'containerd', version = '1.6' } = options
     this.#scratch = options.scratch.inner(name)
+    this.#path = containerdPath(version, this.#scratch)
     this.root = join(this.#scratch.dir, 'root')
     this.logPath = join(this.#scratch.dir, 'log')
     this.socketPath = join(this.#scratch.run, 'containerd.sock')
@@ -58,7 +65,7 @@ export class Containerd implements AsyncDisposable {
     this.#certsDir = options.certsDir ?? join(this.#scratch.dir, 'certs.d')
     for (const path of [this.root, this.#certsDir]) mkdirSync(path, { recursive: true })
     writeFileSync(this.#configPath, this.#config(options))
-    if (snapshotter !== 'overlayfs') {
+    if (snapshotter !== 'overlayfs' && version === '1.6') {
       // 1.6 reports this folder's disk as the images' one; a proxy plugin has no such folder of itself.
       mkdirSync(join(this.root, `io.containerd.snapshotter.v1.${snapshotter.name}`))
     }
@@ -88,7 +95,7 @@ export class Containerd implements AsyncDisposable {
   async ctr(args: readonly string[], options: CommandOptions = {}): Promise<string> {
     return await runCommand('ctr', ['--address', this.socketPath, ...args], {
       ...options,
-      env: { PATH: debianPath, CONTAINERD_SNAPSHOTTER: this.snapshotter, ...options.env },
+      env: { PATH: this.#path, CONTAINERD_SNAPSHOTTER: this.snapshotter, ...options.env },
     })
   }
 
@@ -138,7 +145,7 @@ export class Containerd implements AsyncDisposable {
   async #start(): Promise<void> {
     const log = openSync(this.logPath, 'a')
     const daemon = spawn('containerd', ['--config', this.#configPath], {
-      env: { PATH: debianPath },
+      env: { PATH: this.#path },
       stdio: ['ignore', log, log],
     })
     closeSync(log)
@@ -181,11 +188,12 @@ export class Containerd implements AsyncDisposable {
     return join(this.#scratch.dir, 'config.toml')
   }
 
-  #config({ snapshotter, baseSpecPath }: ContainerdOptions): string {
+  #config({ snapshotter, baseSpecPath, version = '1.6' }: ContainerdOptions): string {
+    const { runtime, service, pinned } = TABLES[version === '2' ? '2' : '1']
     const parts = [
       `root = "${this.root}"`,
       `state = "${join(this.#scratch.run, 'state')}"`,
-      nodeConfig(snapshotter, this.#certsDir),
+      nodeConfig(version, snapshotter, this.#certsDir),
       `
       [grpc]
         address = "${this.socketPath}"
@@ -193,19 +201,20 @@ export class Containerd implements AsyncDisposable {
         address = "${this.socketPath}.ttrpc"
       [plugins."io.containerd.internal.v1.opt"]
         path = "${join(this.#scratch.dir, 'opt')}"
-      [plugins."io.containerd.grpc.v1.cri"]
-        sandbox_image = "${PAUSE_IMAGE}"
-        disable_apparmor = true
+      [plugins."${service}"]
+        ${pinned === undefined ? `sandbox_image = "${PAUSE_IMAGE}"` : ''}
+        ${service === runtime ? RUNTIME_OPTIONS : ''}
         disable_tcp_service = true
-        restrict_oom_score_adj = true
         stream_server_address = "127.0.0.1"
         stream_server_port = "0"
-        [plugins."io.containerd.grpc.v1.cri".cni]
-          conf_dir = "${join(this.#scratch.dir, 'cni')}"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      ${service === runtime ? '' : `[plugins."${runtime}"]\n${RUNTIME_OPTIONS}`}
+      ${pinned === undefined ? '' : `[plugins."${pinned}".pinned_images]\nsandbox = "${PAUSE_IMAGE}"`}
+      [plugins."${runtime}".cni]
+        conf_dir = "${join(this.#scratch.dir, 'cni')}"
+      [plugins."${runtime}".containerd.runtimes.runc]
         runtime_type = "io.containerd.runc.v2"
         ${baseSpecPath === undefined ? '' : `base_runtime_spec = "${baseSpecPath}"`}
-        [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        [plugins."${runtime}".containerd.runtimes.runc.options]
           Root = "${join(this.#scratch.run, 'runc')}"
       `,
     ]
@@ -213,9 +222,29 @@ export class Containerd implements AsyncDisposable {
   }
 }
 
+/** Names of CRI's plugins. containerd 2 parted the one that 1 has. */
+const TABLES = {
+  1: {
+    runtime: 'io.containerd.grpc.v1.cri',
+    service: 'io.containerd.grpc.v1.cri',
+    pinned: undefined,
+  },
+  2: {
+    runtime: 'io.containerd.cri.v1.runtime',
+    service: 'io.containerd.grpc.v1.cri',
+    pinned: 'io.containerd.cri.v1.images',
+  },
+} as const
+
+const RUNTIME_OPTIONS = 'disable_apparmor = true\nrestrict_oom_score_adj = true'
+
 /** The configuration that we ship for nodes, so that the tests run on it, with this test's places put in. */
-function nodeConfig(snapshotter: ContainerdOptions['snapshotter'], certsDir: string): string {
-  const path = join(import.meta.dirname, '../../node-image/containerd/config-1.6.toml')
+function nodeConfig(
+  version: ContainerdVersion,
+  snapshotter: ContainerdOptions['snapshotter'],
+  certsDir: string,
+): string {
+  const path = join(import.meta.dirname, `../../node-image/containerd/config-${version}.toml`)
   const shipped = readFileSync(path, 'utf8').replace('/etc/containerd/certs.d', certsDir)
   if (snapshotter === 'overlayfs') {
     return shipped
@@ -224,8 +253,9 @@ function nodeConfig(snapshotter: ContainerdOptions['snapshotter'], certsDir: str
   }
   return shipped
     .replace('/run/ipdr-agent/snapshotter.sock', snapshotter.socketPath)
-    .replace('[proxy_plugins.ipdr]', `[proxy_plugins.${snapshotter.name}]`)
-    .replace('snapshotter = "ipdr"', `snapshotter = "${snapshotter.name}"`)
+    .replace('/var/lib/ipdr-agent', snapshotter.root ?? '/nonexistent')
+    .replaceAll('[proxy_plugins.ipdr', `[proxy_plugins.${snapshotter.name}`)
+    .replaceAll('snapshotter = "ipdr"', `snapshotter = "${snapshotter.name}"`)
 }
 
 /** Sends pulls of images on `host` to `url`, by the hosts.toml that we ship for the agent's own host. */

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
 import type { Writable } from 'node:stream'
 import type { Descriptor } from '../../snapshotter/oci/descriptor.ts'
-import { TrixiePrograms } from './trixie-programs.ts'
+import { SuitePrograms } from './suite-programs.ts'
 
 /**
  * Decrypts a layer by imgcrypt's ctd-decoder, as containerd runs it for a pull: ciphertext on standard input, a payload on descriptor
@@ -12,7 +12,7 @@ export async function ctdDecode(
   layer: Descriptor,
   { keysDir, env = {} }: { keysDir?: string; env?: Readonly<Record<string, string>> },
 ): Promise<{ exitCode: number | null; plaintext: Buffer; stderr: string }> {
-  const [file, ...args] = TrixiePrograms.unpack('trixie-imgcrypt', 'imgcrypt').command(
+  const [file, ...args] = SuitePrograms.unpack('trixie', 'imgcrypt', 'imgcrypt').command(
     'usr/bin/ctd-decoder',
   )
   const flags = keysDir === undefined ? [] : ['--decryption-keys-path', keysDir]

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { TrixiePrograms } from './trixie-programs.ts'
+import { SuitePrograms } from './suite-programs.ts'
 
 /**
  * What fsck.erofs 1.8 says about an image: its exit status, 0 for sound, and its words. `devicePaths` are read too:
@@ -10,7 +10,9 @@ export function fsckErofs(
   imagePath: string,
   devicePaths: readonly string[] = [],
 ): { status: number; output: string } {
-  const fsck = TrixiePrograms.unpack('erofs-utils', 'erofs-utils').command('usr/bin/fsck.erofs')
+  const fsck = SuitePrograms.unpack('trixie', 'erofs-utils', 'erofs-utils').command(
+    'usr/bin/fsck.erofs',
+  )
   const devices = devicePaths.map((path) => `--device=${path}`)
   const extract = devicePaths.length > 0 ? ['--extract'] : []
   // Without a limit to the stack, since it calls itself once per directory level and needs 4 KiB for each.

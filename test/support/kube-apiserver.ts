@@ -15,7 +15,7 @@ import { freePort } from './agent.ts'
 import { makeCertificates, type NodeCertificate, readCertificate } from './cluster-certificates.ts'
 import { goProgram } from './go-programs.ts'
 import type { Scratch } from './scratch.ts'
-import { TrixiePrograms } from './trixie-programs.ts'
+import { SuitePrograms } from './suite-programs.ts'
 
 /** How long etcd or kube-apiserver may take to be ready, in ms. 120 s: 6 s when quiet. */
 const START_DEADLINE_MS = 120_000
@@ -220,7 +220,7 @@ export class KubeApiServer implements AsyncDisposable {
   async #startEtcd(): Promise<void> {
     const { certFile, keyFile, caFile } = this.#certificates.server
     const [own, peer] = [this.#etcdUrl, `http://127.0.0.1:${this.#ports.etcdPeer}`]
-    const command = TrixiePrograms.unpack('trixie-etcd', 'etcd-server').command('usr/bin/etcd')
+    const command = SuitePrograms.unpack('trixie', 'etcd', 'etcd-server').command('usr/bin/etcd')
     this.#etcd = await this.#run('etcd', [
       ...command,
       `--data-dir=${join(this.#scratch.dir, 'etcd')}`,

@@ -15,6 +15,7 @@ import { IMAGE_HOST } from '../../snapshotter/oci/reference.ts'
 import { addFilesBeside } from '../../snapshotter/publish/add-files-beside.ts'
 import { AgentProcess } from './agent.ts'
 import { Containerd, writeHostsFile } from './containerd.ts'
+import type { ContainerdVersion } from './containerd-programs.ts'
 import { Cri } from './cri.ts'
 import { debianPath } from './debian-programs.ts'
 import type { OciLayout } from './images/oci-layout.ts'
@@ -130,6 +131,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly imageService?: boolean
   /** Credentials for registries beside what the image service learns, as in the configuration. */
   readonly credentials?: object
+  /** Of containerd; '1.6' unless given. */
+  readonly version?: ContainerdVersion
   /** Whether the runtime asks the agent before it starts a container. */
   readonly authorizes?: boolean
 }
@@ -159,6 +162,7 @@ export class LazyNode implements AsyncDisposable {
       publisher: shared,
       hosts = {},
       authorizes = false,
+      version = '1.6',
       imageService = false,
       credentials,
       ...config
@@ -180,12 +184,13 @@ export class LazyNode implements AsyncDisposable {
     for (const [host, url] of Object.entries({ [IMAGE_HOST]: agent.registryUrl, ...hosts })) {
       writeHostsFile(certsDir, host, url)
     }
-    const snapshotter = { name: 'ipdr', socketPath: agent.snapshotterSocket }
+    const snapshotter = { name: 'ipdr', socketPath: agent.snapshotterSocket, root: agent.root }
     const baseSpecPath = authorizes ? await writeBaseSpec(scratch, agent.runDir) : undefined
     const containerd = opened.use(
       await Containerd.start({
         scratch,
         snapshotter,
+        version,
         certsDir,
         ...(baseSpecPath !== undefined && { baseSpecPath }),
       }),

@@ -22,7 +22,7 @@ import { makeTar } from '../support/make-tar.ts'
 import { runCommand } from '../support/run-command.ts'
 import { Scratch } from '../support/scratch.ts'
 import { seeded } from '../support/seeded.ts'
-import { TrixiePrograms } from '../support/trixie-programs.ts'
+import { SuitePrograms } from '../support/suite-programs.ts'
 
 const random = seeded(53)
 const noise = Buffer.from(Array.from({ length: 700_000 }, () => random(256)))
@@ -81,7 +81,7 @@ async function push(source: string, ...words: string[]): Promise<string> {
 async function skopeo(from: string, to: string, ...flags: string[]): Promise<void> {
   const needsProvider = flags.some((flag) => flag.startsWith('provider:'))
   const [file, ...args] = needsProvider
-    ? TrixiePrograms.unpack('trixie-skopeo', 'skopeo').command('usr/bin/skopeo')
+    ? SuitePrograms.unpack('trixie', 'skopeo', 'skopeo').command('usr/bin/skopeo')
     : ['skopeo']
   const words = ['copy', '--insecure-policy', '--src-tls-verify=false', ...flags, from, to]
   const { PATH = '', HOME = '/root' } = process.env

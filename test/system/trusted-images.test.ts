@@ -11,7 +11,7 @@ import { makeTar } from '../support/make-tar.ts'
 import { startOciRegistry } from '../support/oci-registry.ts'
 import { runCommand } from '../support/run-command.ts'
 import { Scratch } from '../support/scratch.ts'
-import { TrixiePrograms } from '../support/trixie-programs.ts'
+import { SuitePrograms } from '../support/suite-programs.ts'
 
 // A node on which only what the publisher signed may run, with skopeo of Debian trixie as the other party: its keys, its signatures,
 // and its own verification of ours.
@@ -23,7 +23,7 @@ let layout: OciLayout
 let repository: string[]
 
 async function skopeo(...words: string[]): Promise<string> {
-  const programs = TrixiePrograms.unpack('trixie-skopeo', 'skopeo')
+  const programs = SuitePrograms.unpack('trixie', 'skopeo', 'skopeo')
   const [file, ...loader] = programs.command('usr/bin/skopeo')
   return runCommand(file, [...loader, ...words])
 }

@@ -13,7 +13,7 @@ import { failureOf } from '../../support/failure-of.ts'
 import { runCommand } from '../../support/run-command.ts'
 import { Scratch } from '../../support/scratch.ts'
 import { seeded } from '../../support/seeded.ts'
-import { TrixiePrograms } from '../../support/trixie-programs.ts'
+import { SuitePrograms } from '../../support/suite-programs.ts'
 
 const PASSWORD = 'correct horse'
 const scratch = Scratch.open('signing-key')
@@ -23,7 +23,7 @@ let locked: Buffer
 let lockedPublic: Buffer
 
 beforeAll(async () => {
-  const skopeo = TrixiePrograms.unpack('trixie-skopeo', 'skopeo').command('usr/bin/skopeo')
+  const skopeo = SuitePrograms.unpack('trixie', 'skopeo', 'skopeo').command('usr/bin/skopeo')
   const [file, ...loader] = skopeo
   const password = join(scratch.dir, 'password')
   writeFileSync(password, PASSWORD)

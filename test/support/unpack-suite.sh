@@ -1,11 +1,12 @@
 #!/bin/sh
-# Unpacks packages of Debian trixie, with the C library they need, into the folder given; installs nothing.
+# Unpacks packages of another suite of Debian, with the C library they need, into the folder given; installs nothing.
 # The mirror is the one this machine's apt uses.
 set -eu
 
-folder=${1:?usage: unpack-trixie.sh FOLDER PACKAGE...}
-shift
-suite=trixie
+usage='usage: unpack-suite.sh FOLDER SUITE PACKAGE...'
+folder=${1:?$usage}
+suite=${2:?$usage}
+shift 2
 
 [ "$(cat "$folder/complete" 2>/dev/null)" != "$*" ] || exit 0
 rm -rf "$folder"

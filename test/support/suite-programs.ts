@@ -4,25 +4,33 @@ import { join } from 'node:path'
 
 const build = join(import.meta.dirname, '../../build')
 
-/** Programs of Debian trixie, unpacked below build/ with the C library that they need. */
-export class TrixiePrograms {
+/** Suites of Debian that are newer than the machine's. */
+export type DebianSuite = 'trixie' | 'sid'
+
+/** Programs of another suite of Debian, unpacked below build/ with the C library that they need. */
+export class SuitePrograms {
   readonly #root: string
 
   private constructor(root: string) {
     this.#root = root
   }
 
-  /** Of these packages, in build/`name`. The first call of a name unpacks them; it needs apt and the network for that. */
-  static unpack(name: string, ...packages: readonly string[]): TrixiePrograms {
-    const folder = join(build, name)
+  /** Of these packages, in build/`<suite>-<name>`. The first call of a name unpacks them; it needs apt and the network for that. */
+  static unpack(suite: DebianSuite, name: string, ...packages: readonly string[]): SuitePrograms {
+    const folder = join(build, `${suite}-${name}`)
     mkdirSync(build, { recursive: true })
     // Test files run side by side: one of them unpacks, the others wait for it.
     execFileSync(
       'flock',
-      [`${folder}.lock`, join(import.meta.dirname, 'unpack-trixie.sh'), folder, ...packages],
+      [`${folder}.lock`, join(import.meta.dirname, 'unpack-suite.sh'), folder, suite, ...packages],
       { stdio: ['ignore', 'inherit', 'pipe'] },
     )
-    return new TrixiePrograms(join(folder, 'root'))
+    return new SuitePrograms(join(folder, 'root'))
+  }
+
+  /** Where the program at `path` is, for those that run on this machine's C library. */
+  path(path: string): string {
+    return join(this.#root, path)
   }
 
   /** The words of a command line that run the program at `path`, such as usr/bin/skopeo. */
