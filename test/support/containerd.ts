@@ -20,6 +20,8 @@ export type ContainerdOptions = {
     | { readonly name: string; readonly socketPath: string; readonly root?: string }
   /** '1.6' unless given. */
   readonly version?: ContainerdVersion
+  /** The snapshotter serves pods of RUNTIME_CLASS alone, the others are on overlayfs; not before 1.7. */
+  readonly isPerRuntime?: boolean
   /** Folder of hosts.toml files; see writeHostsFile. By default an empty one. */
   readonly certsDir?: string
   /** The specification that all pods start from; by default containerd's own. */
@@ -32,6 +34,9 @@ export type RunOptions = CommandOptions & {
   /** More flags of `ctr run`. */
   readonly flags?: readonly string[]
 }
+
+/** The runtime handler of pods that get our snapshotter where the node's other pods do not. */
+export const RUNTIME_CLASS = 'ipdr'
 
 /** How long containerd may take to answer after its start, in ms. 30 s: 0.2 s when quiet, 3 s at a load of 100. */
 const START_DEADLINE_MS = 30_000
@@ -60,7 +65,8 @@ export class Containerd implements AsyncDisposable {
     this.root = join(this.#scratch.dir, 'root')
     this.logPath = join(this.#scratch.dir, 'log')
     this.socketPath = join(this.#scratch.run, 'containerd.sock')
-    this.snapshotter = snapshotter === 'overlayfs' ? snapshotter : snapshotter.name
+    const isOverlay = snapshotter === 'overlayfs' || options.isPerRuntime === true
+    this.snapshotter = isOverlay ? 'overlayfs' : snapshotter.name
     this.cgroup = this.#scratch.containersGroup
     this.#certsDir = options.certsDir ?? join(this.#scratch.dir, 'certs.d')
     for (const path of [this.root, this.#certsDir]) mkdirSync(path, { recursive: true })
@@ -188,12 +194,13 @@ export class Containerd implements AsyncDisposable {
     return join(this.#scratch.dir, 'config.toml')
   }
 
-  #config({ snapshotter, baseSpecPath, version = '1.6' }: ContainerdOptions): string {
+  #config(options: ContainerdOptions): string {
+    const { baseSpecPath, version = '1.6', isPerRuntime = false } = options
     const { runtime, service, pinned } = TABLES[version === '2' ? '2' : '1']
     const parts = [
       `root = "${this.root}"`,
       `state = "${join(this.#scratch.run, 'state')}"`,
-      nodeConfig(version, snapshotter, this.#certsDir),
+      nodeConfig(options, this.#certsDir),
       `
       [grpc]
         address = "${this.socketPath}"
@@ -216,6 +223,12 @@ export class Containerd implements AsyncDisposable {
         ${baseSpecPath === undefined ? '' : `base_runtime_spec = "${baseSpecPath}"`}
         [plugins."${runtime}".containerd.runtimes.runc.options]
           Root = "${join(this.#scratch.run, 'runc')}"
+      ${
+        isPerRuntime
+          ? `[plugins."${runtime}".containerd.runtimes.${RUNTIME_CLASS}.options]
+             Root = "${join(this.#scratch.run, 'runc')}"`
+          : ''
+      }
       `,
     ]
     return parts.join('\n')
@@ -240,20 +253,21 @@ const RUNTIME_OPTIONS = 'disable_apparmor = true\nrestrict_oom_score_adj = true'
 
 /** The configuration that we ship for nodes, so that the tests run on it, with this test's places put in. */
 function nodeConfig(
-  version: ContainerdVersion,
-  snapshotter: ContainerdOptions['snapshotter'],
+  { version = '1.6', snapshotter, isPerRuntime = false }: ContainerdOptions,
   certsDir: string,
 ): string {
-  const path = join(import.meta.dirname, `../../node-image/containerd/config-${version}.toml`)
+  const name = `${isPerRuntime ? 'runtime-class' : 'config'}-${version}.toml`
+  const path = join(import.meta.dirname, '../../node-image/containerd', name)
   const shipped = readFileSync(path, 'utf8').replace('/etc/containerd/certs.d', certsDir)
   if (snapshotter === 'overlayfs') {
     return shipped
       .replace(/^\[proxy_plugins\.ipdr\]\n(?: .*\n)*/m, '')
-      .replace('snapshotter = "ipdr"', 'snapshotter = "overlayfs"')
+      .replaceAll('snapshotter = "ipdr"', 'snapshotter = "overlayfs"')
   }
   return shipped
     .replace('/run/ipdr-agent/snapshotter.sock', snapshotter.socketPath)
     .replace('/var/lib/ipdr-agent', snapshotter.root ?? '/nonexistent')
+    .replace('linux/amd64', process.arch === 'arm64' ? 'linux/arm64' : 'linux/amd64')
     .replaceAll('[proxy_plugins.ipdr', `[proxy_plugins.${snapshotter.name}`)
     .replaceAll('snapshotter = "ipdr"', `snapshotter = "${snapshotter.name}"`)
 }

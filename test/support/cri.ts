@@ -82,6 +82,16 @@ export class Cri implements Disposable {
     )
   }
 
+  /** Pulls an image as the kubelet does for a pod of a runtime class that has the annotation for it. */
+  async pullImageForHandler(handler: string, image: string): Promise<void> {
+    const metadata = { name: 'pod', uid: 'uid', namespace: 'default', attempt: 0 }
+    const sandboxConfig = { metadata, annotations: annotationsOf(handler) }
+    await this.#images.calls.PullImage(
+      { image: { image, annotations: annotationsOf(handler) }, sandboxConfig },
+      { signal: deadline() },
+    )
+  }
+
   /** What containerd knows of an image; undefined if it does not have it. */
   async imageStatus(image: string): Promise<Image__Output | undefined> {
     const call = { signal: deadline() }
@@ -98,12 +108,13 @@ export class Cri implements Disposable {
     return (await this.#images.calls.ImageFsInfo({}, { signal: deadline() })).imageFilesystems
   }
 
-  /** Starts a pod of a Kubernetes namespace on the host's network. */
-  async runPodSandbox(namespace = 'default'): Promise<Pod> {
+  /** Starts a pod of a Kubernetes namespace on the host's network; by the runtime of `handler`, if one is given. */
+  async runPodSandbox(namespace = 'default', handler?: string): Promise<Pod> {
     const name = `pod-${this.#names++}`
     const config: PodSandboxConfig = {
       metadata: { name, uid: `${name}-uid`, namespace, attempt: 0 },
       logDirectory: join(this.#logDir, name),
+      ...(handler === undefined ? {} : { annotations: annotationsOf(handler) }),
       linux: {
         cgroupParent: this.#containerd.cgroup,
         securityContext: { namespaceOptions: { network: 'NODE', pid: 'CONTAINER', ipc: 'POD' } },
@@ -111,7 +122,7 @@ export class Cri implements Disposable {
     }
     mkdirSync(join(this.#logDir, name))
     const { podSandboxId } = await this.#runtime.calls.RunPodSandbox(
-      { config },
+      { config, runtimeHandler: handler ?? '' },
       { signal: deadline() },
     )
     return { id: podSandboxId, config }
@@ -191,4 +202,9 @@ export class Cri implements Disposable {
 
 function deadline(): AbortSignal {
   return AbortSignal.timeout(CALL_MS)
+}
+
+/** By which containerd pulls for another runtime than the default one: it does not look at the runtime class for that. */
+function annotationsOf(handler: string): Record<string, string> {
+  return { 'io.containerd.cri.runtime-handler': handler }
 }

@@ -133,6 +133,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly credentials?: object
   /** Of containerd; '1.6' unless given. */
   readonly version?: ContainerdVersion
+  /** Only pods of RUNTIME_CLASS are ours. */
+  readonly isPerRuntime?: boolean
   /** Whether the runtime asks the agent before it starts a container. */
   readonly authorizes?: boolean
 }
@@ -163,6 +165,7 @@ export class LazyNode implements AsyncDisposable {
       hosts = {},
       authorizes = false,
       version = '1.6',
+      isPerRuntime = false,
       imageService = false,
       credentials,
       ...config
@@ -191,6 +194,7 @@ export class LazyNode implements AsyncDisposable {
         scratch,
         snapshotter,
         version,
+        isPerRuntime,
         certsDir,
         ...(baseSpecPath !== undefined && { baseSpecPath }),
       }),

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { parseManifest } from '../../snapshotter/oci/manifest.ts'
+import { RUNTIME_CLASS } from '../support/containerd.ts'
 import type { ContainerdVersion } from '../support/containerd-programs.ts'
 import { busyboxPath } from '../support/debian-programs.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
@@ -165,6 +166,41 @@ describe.each(VERSIONS)('containerd %s', (version) => {
     expect(read.stdout).toBe('read lazily\n')
   }, 120_000)
 })
+
+test.each(['1.7', '2'] as const)(
+  'containerd %s runs pods of our runtime class lazily, and leaves all others to overlayfs',
+  async (version) => {
+    await using node = await LazyNode.start('runtime-class', {
+      publisher,
+      version,
+      isPerRuntime: true,
+    })
+    const image = `ipdr.internal/${root}`
+    await node.cri.pullImageForHandler(RUNTIME_CLASS, image)
+    const { layers } = await layersOf(node, `${image}:latest`)
+    const blobs = await node.downloadedBlobs()
+    for (const digest of layers) expect(blobs).not.toContain(digest)
+    const pod = await node.cri.runPodSandbox('default', RUNTIME_CLASS)
+    const container = await node.cri.createContainer(pod, image, ['sleep', 'infinity'])
+    await node.cri.startContainer(container)
+    const read = await node.cri.execSync(container, ['cat', '/small'])
+    expect(read.stdout).toBe('read lazily\n')
+    expect(node.layerMounts.length).toBeGreaterThan(0)
+
+    const mounts = node.layerMounts.length
+    await node.cri.pullImage(plain)
+    await using other = await node.startContainer(plain, ['sleep', 'infinity'])
+    expect((await node.cri.execSync(other.id, ['cat', '/small'])).stdout).toBe('read lazily\n')
+    expect(node.layerMounts).toHaveLength(mounts)
+    const snapshotsOf = (snapshotter: string): Promise<string> =>
+      node.containerd.ctr(['-n', 'k8s.io', 'snapshots', '--snapshotter', snapshotter, 'ls'])
+    const [ours, theirs] = [await snapshotsOf('ipdr'), await snapshotsOf('overlayfs')]
+    expect([ours.includes(container), ours.includes(other.id)]).toEqual([true, false])
+    expect([theirs.includes(container), theirs.includes(other.id)]).toEqual([false, true])
+    await node.cri.removePodSandbox(pod)
+  },
+  120_000,
+)
 
 /** Digests of an image's manifest and layers, by what containerd keeps of it. */
 async function layersOf(
