@@ -21,6 +21,7 @@ execFileSync(
     'containerd/content.proto',
     'containerd/images.proto',
     'containerd/tasks.proto',
+    'containerd/introspection.proto',
     'cri.proto',
     'ipdr/agent.proto',
     'keyprovider/keyprovider.proto',

@@ -7,12 +7,17 @@ import type {
   ImagesHandlers,
 } from './types/containerd/services/images/v1/Images.ts'
 import type {
+  IntrospectionDefinition,
+  IntrospectionHandlers,
+} from './types/containerd/services/introspection/v1/Introspection.ts'
+import type {
   SnapshotsDefinition,
   SnapshotsHandlers,
 } from './types/containerd/services/snapshots/v1/Snapshots.ts'
 import type { TasksDefinition, TasksHandlers } from './types/containerd/services/tasks/v1/Tasks.ts'
 import type { ProtoGrpcType as CriFile } from './types/cri.ts'
 import type { ProtoGrpcType as ImagesFile } from './types/images.ts'
+import type { ProtoGrpcType as IntrospectionFile } from './types/introspection.ts'
 import type { AgentDefinition, AgentHandlers } from './types/ipdr/v1/Agent.ts'
 import type {
   KeyProviderServiceDefinition,
@@ -42,6 +47,12 @@ export function snapshotsContract(): Contract<SnapshotsDefinition, SnapshotsHand
 export function imagesContract(): Contract<ImagesDefinition, ImagesHandlers> {
   const file = load('containerd/images.proto') as ImagesFile
   return { definition: file.containerd.services.images.v1.Images.service }
+}
+
+/** containerd.services.introspection.v1.Introspection */
+export function introspectionContract(): Contract<IntrospectionDefinition, IntrospectionHandlers> {
+  const file = load('containerd/introspection.proto') as IntrospectionFile
+  return { definition: file.containerd.services.introspection.v1.Introspection.service }
 }
 
 /** containerd.services.tasks.v1.Tasks */

@@ -2,6 +2,7 @@ import type { Command } from './command.ts'
 import { cacheGc } from './commands/cache-gc.ts'
 import { cacheLs } from './commands/cache-ls.ts'
 import { cacheRm } from './commands/cache-rm.ts'
+import { doctor } from './commands/doctor.ts'
 import { exportCommand } from './commands/export-car.ts'
 import { importCommand } from './commands/import-car.ts'
 import { indexLayers } from './commands/index-layers.ts'
@@ -34,6 +35,7 @@ export const COMMANDS: readonly Command[] = [
   repositoryRm,
   repositoryGc,
   pull,
+  doctor,
   status,
   waited,
   cacheLs,

@@ -46,8 +46,9 @@ export class AgentProcess implements AsyncDisposable {
   readonly logPath: string
   readonly root: string
   readonly runDir: string
+  /** What it was started with. */
+  readonly configPath: string
   readonly #scratch: Scratch
-  readonly #configPath: string
   readonly #lines: LogLine[] = []
   readonly #watchers = new Set<(line: LogLine) => void>()
   #process: ChildProcess | undefined
@@ -66,10 +67,10 @@ export class AgentProcess implements AsyncDisposable {
     this.registryUrl = `http://127.0.0.1:${ports.registry}`
     this.monitoringUrl = `http://127.0.0.1:${ports.monitoring}`
     this.logPath = join(scratch.dir, 'agent.log')
-    this.#configPath = join(scratch.dir, 'agent.json')
+    this.configPath = join(scratch.dir, 'agent.json')
     const { gateways = [], peers = [], bitswap = peers.length > 0 } = config
     writeFileSync(
-      this.#configPath,
+      this.configPath,
       JSON.stringify({
         root: this.root,
         runDir: this.runDir,
@@ -105,7 +106,7 @@ export class AgentProcess implements AsyncDisposable {
   /** Starts it again, after `stop` or a kill, on what it had. */
   async start(): Promise<void> {
     const ready = this.logged('data worker is ready')
-    const child = spawn(join(ROOT, 'agent/cli/bin/ipdr-agent'), ['--config', this.#configPath], {
+    const child = spawn(join(ROOT, 'agent/cli/bin/ipdr-agent'), ['--config', this.configPath], {
       stdio: ['ignore', 'ignore', 'pipe'],
     })
     if (child.pid !== undefined) this.#scratch.own(child.pid)

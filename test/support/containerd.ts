@@ -26,6 +26,8 @@ export type ContainerdOptions = {
   readonly certsDir?: string
   /** The specification that all pods start from; by default containerd's own. */
   readonly baseSpecPath?: string
+  /** Changes the configuration that we ship, as somebody may who installs it. */
+  readonly editConfig?: (toml: string) => string
   /** Sets it apart from other containerds in the same scratch. */
   readonly name?: string
 }
@@ -70,7 +72,8 @@ export class Containerd implements AsyncDisposable {
     this.cgroup = this.#scratch.containersGroup
     this.#certsDir = options.certsDir ?? join(this.#scratch.dir, 'certs.d')
     for (const path of [this.root, this.#certsDir]) mkdirSync(path, { recursive: true })
-    writeFileSync(this.#configPath, this.#config(options))
+    const { editConfig = (toml) => toml } = options
+    writeFileSync(this.#configPath, editConfig(this.#config(options)))
     if (snapshotter !== 'overlayfs' && version === '1.6') {
       // 1.6 reports this folder's disk as the images' one; a proxy plugin has no such folder of itself.
       mkdirSync(join(this.root, `io.containerd.snapshotter.v1.${snapshotter.name}`))

@@ -146,6 +146,8 @@ export class LazyNode implements AsyncDisposable {
   readonly agent: AgentProcess
   readonly containerd: Containerd
   readonly cri: Cri
+  /** containerd's folder of hosts.toml files. */
+  readonly certsDir: string
   readonly #opened: AsyncDisposableStack
   #imageMounts = 0
 
@@ -155,6 +157,7 @@ export class LazyNode implements AsyncDisposable {
     this.agent = parts.agent
     this.containerd = parts.containerd
     this.cri = parts.cri
+    this.certsDir = parts.certsDir
     this.#opened = opened
   }
 
@@ -204,7 +207,7 @@ export class LazyNode implements AsyncDisposable {
         ? Cri.connect(containerd, agent.imageServiceSocket)
         : Cri.connect(containerd)),
     )
-    return new LazyNode({ scratch, publisher, agent, containerd, cri }, opened.move())
+    return new LazyNode({ scratch, publisher, agent, containerd, cri, certsDir }, opened.move())
   }
 
   /** The EROFS mounts of lazy layers. */
@@ -285,7 +288,10 @@ function fromGo({ Type: type, Source: source, Options: options }: GoMount): Moun
   return { type, source, options }
 }
 
-type LazyNodeParts = Pick<LazyNode, 'scratch' | 'publisher' | 'agent' | 'containerd' | 'cri'>
+type LazyNodeParts = Pick<
+  LazyNode,
+  'scratch' | 'publisher' | 'agent' | 'containerd' | 'cri' | 'certsDir'
+>
 
 export type RunningContainer = { readonly id: string }
 

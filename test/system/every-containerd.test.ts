@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { parseManifest } from '../../snapshotter/oci/manifest.ts'
-import { RUNTIME_CLASS } from '../support/containerd.ts'
+import { PAUSE_IMAGE, RUNTIME_CLASS } from '../support/containerd.ts'
 import type { ContainerdVersion } from '../support/containerd-programs.ts'
 import { busyboxPath } from '../support/debian-programs.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
@@ -158,7 +158,13 @@ describe.each(VERSIONS)('containerd %s', (version) => {
     await node.containerd.restart()
     expect(await node.cri.imageStatus(image)).toBeUndefined()
     await node.agent.start()
-    await vi.waitFor(async () => expect(await node.cri.imageStatus(image)).toBeDefined(), 60_000)
+    // The image of the pods themselves too, which containerd would otherwise ask its registry for.
+    for (const forgotten of [image, PAUSE_IMAGE]) {
+      await vi.waitFor(
+        async () => expect(await node.cri.imageStatus(forgotten)).toBeDefined(),
+        60_000,
+      )
+    }
     await using container = await onceServed(() =>
       node.startContainer(image, ['sleep', 'infinity']),
     )
