@@ -169,6 +169,8 @@ export type Config = {
     readonly mergeLayersMin: number
     /** Read-ahead of lazy mounts. */
     readonly readAheadKb: number
+    /** What the kernel mounts layers from: loop devices while bytes are missing (`auto`), files always, or loop devices always. */
+    readonly from: 'auto' | 'files' | 'loops'
   }
   /** This agent as a key provider over the keys that every pod may use, for skopeo and ctd-decoder; undefined: it is none. */
   readonly keyProvider?:
@@ -346,6 +348,7 @@ const configSchema = z.strictObject({
       mergeLayersMin: z.number().int().min(2).max(500).default(24),
       // 1 MiB: four FUSE READs at their largest, so that both threads have work.
       readAheadKb: z.number().int().min(4).max(16_384).default(1024),
+      from: z.enum(['auto', 'files', 'loops']).default('auto'),
     })
     .prefault({}),
   keyProvider: z

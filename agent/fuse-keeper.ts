@@ -57,7 +57,7 @@ export function openFuseConnection(place: KeeperPlace, log: Logger): FuseConnect
     }
     endKeeper(place.recordPath)
   }
-  for (const target of detachMountsBelow([place.lazyMountsDir, place.fuseDir])) {
+  for (const target of detachMountsBelow([place.lazyMountsDir, place.fuseDir], 'unmendable')) {
     log.warn(
       { target },
       'detached a mount whose FUSE connection is gone; pods that still use it must be restarted',
@@ -84,7 +84,7 @@ export function openFuseConnection(place: KeeperPlace, log: Logger): FuseConnect
  * containerd has collected as garbage.
  */
 export function closeFuseConnection(place: KeeperPlace): boolean {
-  detachMountsBelow([place.lazyMountsDir])
+  detachMountsBelow([place.lazyMountsDir], 'all')
   if (!unmountLayerFiles(place.fuseDir)) return false
   endKeeper(place.recordPath)
   return true

@@ -27,10 +27,17 @@ export function adoptLayerFiles(held: {
   }
 }
 
-/** Takes every mount at or below these directories out of the tree, deepest first; who still uses one keeps it. */
-export function detachMountsBelow(directories: readonly string[]): string[] {
+/**
+ * Takes mounts at or below these directories out of the tree, deepest first; who still uses one keeps it. `all`, or but those over
+ * loop devices, which can be given another FUSE connection. Returns where they were.
+ */
+export function detachMountsBelow(
+  directories: readonly string[],
+  which: 'all' | 'unmendable',
+): string[] {
   const targets = directories
     .flatMap((directory) => listMounts(directory))
+    .filter(({ source }) => which === 'all' || !source.startsWith('/dev/loop'))
     .map(({ target }) => target)
     .toReversed()
   for (const target of targets) umount(target, MNT_DETACH | UMOUNT_NOFOLLOW)

@@ -14,6 +14,7 @@ import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts
 import { Images } from './layers/images.ts'
 import { KnownIndexes } from './layers/known-indexes.ts'
 import { LayerBuilder } from './layers/layer-builder.ts'
+import { LayerDevices } from './layers/layer-devices.ts'
 import { LayerKeys } from './layers/layer-keys.ts'
 import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
@@ -48,6 +49,12 @@ export type SnapshotterConfig = {
   readonly foregroundDeadlineMs: number
   readonly mergeLayersMin: number
   readonly readAheadKb: number
+  /**
+   * What the kernel mounts layers from. `auto` unless given: loop devices while bytes are missing, so that containers that run can be
+   * turned to the plain file once all are here, else the files. `files`: those always, which is faster, and such containers need the
+   * agent as long as they live. `loops`: always, as on a kernel before 6.12, which has nothing else.
+   */
+  readonly mountsFrom?: 'auto' | 'files' | 'loops'
   /** What is done with prefetch lists; all of it unless given. */
   readonly prefetch?: PrefetchConfig
   /** Roots of side indexes that the operator vouches for, for layers of images in registries; CIDv1. */
@@ -148,7 +155,7 @@ export class Snapshotter implements AsyncDisposable {
     const closing = new AbortController()
     opened.defer(() => closing.abort())
     const kernel = probeKernel(config.root)
-    const isLazy = kernel.rung === 'erofs-file' && config.fuse !== undefined
+    const isLazy = kernel.rung !== 'none' && config.fuse !== undefined
     if (isLazy) log.info({ rung: kernel.rung }, `layers are mounted lazily: ${kernel.reason}`)
     else {
       log.warn(
@@ -205,12 +212,27 @@ export class Snapshotter implements AsyncDisposable {
         ),
       },
     )
+    const { mountsFrom = 'auto' } = config
+    const hasFiles = kernel.rung === 'erofs-file'
     const mounts = new LayerMounts(
-      { places, mergeLayersMin: config.mergeLayersMin, readAheadKb: config.readAheadKb },
+      {
+        places,
+        mergeLayersMin: config.mergeLayersMin,
+        readAheadKb: config.readAheadKb,
+        plainMountsFrom: hasFiles && mountsFrom !== 'loops' ? 'files' : 'loops',
+        fuseMountsFrom: hasFiles && mountsFrom === 'files' ? 'files' : 'loops',
+      },
       {
         store,
         log,
         tables,
+        devices: new LayerDevices({ root: config.root, places }, (layer) => {
+          const blobCid = catalog.layer(layer)?.blobCid
+          const layerSize = store.get(fuseInode(layer))?.file.map.layerSize
+          return blobCid === undefined || layerSize === undefined
+            ? undefined
+            : { blobCid, layerSize }
+        }),
         isVerified: (layer) => catalog.layer(layer)?.verified ?? false,
         signal: closing.signal,
       },
@@ -294,6 +316,7 @@ export class Snapshotter implements AsyncDisposable {
       const { dir } = config.fuse
       const patienceMs = Math.min(STOP_LONGEST_MS, config.foregroundDeadlineMs)
       opened.defer(() => fuse.stop(dir, AbortSignal.timeout(patienceMs)))
+      await mounts.mend()
     }
     return new Snapshotter(
       { snapshots, kernel },

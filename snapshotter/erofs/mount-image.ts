@@ -1,6 +1,8 @@
 import { closeSync, openSync, readdirSync, readSync, writeFileSync } from 'node:fs'
+import { basename } from 'node:path'
 import { KernelError } from '../errors.ts'
 import { MNT_DETACH, UMOUNT_NOFOLLOW, umount } from '../kernel/libc.ts'
+import { attachLoop } from '../kernel/loop-device.ts'
 import { mountFileSystem } from '../kernel/mount-file-system.ts'
 import {
   SUPERBLOCK_BYTES,
@@ -18,17 +20,48 @@ export type ErofsMount = {
   readonly target: string
   /** How far the kernel reads ahead in a file, in KiB. */
   readonly readAheadKb: number
+  /**
+   * Where it is to go over loop devices (Linux 5.16, and 6.4 for our blocks): what each of them is found again by, see `attachLoop`.
+   * Then each file must have whole sectors. Without: straight from the files (Linux 6.12).
+   */
+  readonly loopTags?: { readonly image: string; readonly devices: readonly string[] }
 }
 
 /** Block device information of the kernel: one folder per mounted file system that reads ahead. */
 const BDI_FOLDER = '/sys/class/bdi'
 
 /**
- * Mounts an image read-only, straight from files (Linux 6.12). Throws KernelError and leaves nothing mounted.
- * Blocks the calling thread while the kernel opens the devices: a FUSE server behind them must answer from another one.
+ * Mounts an image read-only. Throws KernelError and leaves nothing mounted. Blocks the calling thread while the kernel opens the
+ * devices: a FUSE server behind them must answer from another one.
  */
-export function mountErofs({ imagePath, devicePaths, target, readAheadKb }: ErofsMount): void {
-  checkDeviceCount(imagePath, devicePaths.length)
+export function mountErofs(request: ErofsMount): void {
+  checkDeviceCount(request.imagePath, request.devicePaths.length)
+  if (request.loopTags === undefined) mountFiles(request)
+  else mountLoops(request, request.loopTags)
+}
+
+function mountLoops(
+  { imagePath, devicePaths, target, readAheadKb }: ErofsMount,
+  tags: NonNullable<ErofsMount['loopTags']>,
+): void {
+  // Closed at the end: the mounted file system has them open then.
+  using loops = new DisposableStack()
+  // Around the page cache of the file: the device has one of its own.
+  const attach = (path: string, tag: string): string =>
+    loops.use(attachLoop(path, { tag, direct: true })).path
+  const source = attach(imagePath, tags.image)
+  const devices = devicePaths.map((path, index) => attach(path, tags.devices[index] ?? ''))
+  // Of the first device: that of the file system is its.
+  writeFileSync(`/sys/block/${basename(source)}/queue/read_ahead_kb`, String(readAheadKb))
+  mountFileSystem({
+    type: 'erofs',
+    target,
+    options: [['source', source], ...devices.map((path) => ['device', path] as const), ['ro']],
+    readOnly: true,
+  })
+}
+
+function mountFiles({ imagePath, devicePaths, target, readAheadKb }: ErofsMount): void {
   const before = new Set(erofsBdis())
   mountFileSystem({
     type: 'erofs',

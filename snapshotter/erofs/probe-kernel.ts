@@ -1,4 +1,3 @@
-import { execFileSync } from 'node:child_process'
 import {
   accessSync,
   closeSync,
@@ -74,6 +73,9 @@ function missingPrerequisite(): string | undefined {
 const content: Uint8Array = new Uint8Array(1024).map((_, index) => index * 7)
 const CONTENT_AT = 512
 
+/** Of the loop devices of the test image. */
+const PROBE_TAG = 'ipdr-probe'
+
 function mountAndRead(parent: string, rung: Exclude<KernelRung, 'none'>): void {
   using cleanup = new DisposableStack()
   const folder = mkdtempSync(join(parent, 'probe-'))
@@ -87,25 +89,16 @@ function mountAndRead(parent: string, rung: Exclude<KernelRung, 'none'>): void {
   })
   writeFileSync(imagePath, image.bytes)
   writeFileSync(devicePath, Buffer.concat([new Uint8Array(CONTENT_AT), content]))
-  const paths = [imagePath, devicePath].map((path) => {
-    if (rung === 'erofs-file') return path
-    const device = losetup('--find', '--show', '--read-only', path).trim()
-    cleanup.defer(() => losetup('--detach', device))
-    return device
-  })
   mountErofs({
-    imagePath: paths[0] ?? '',
-    devicePaths: paths.slice(1),
+    imagePath,
+    devicePaths: [devicePath],
     target,
     readAheadKb: 128,
+    ...(rung === 'erofs-loop' && { loopTags: { image: PROBE_TAG, devices: [PROBE_TAG] } }),
   })
   cleanup.defer(() => unmountErofs(target))
   const read = readFileSync(join(target, 'file'))
   if (!read.equals(content)) throw new Error('the mounted test image gave wrong bytes')
-}
-
-function losetup(...parameters: string[]): string {
-  return execFileSync('losetup', parameters, { encoding: 'utf8', timeout: 10_000 })
 }
 
 function probeTree(): DirNode {

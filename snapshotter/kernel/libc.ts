@@ -97,6 +97,9 @@ type Libc = {
       addressLength: number,
     ) => number
   >
+  /** With a number, and with memory that the kernel reads or writes, as the third parameter. */
+  ioctl: KoffiFunc<(fd: number, request: number, value: number) => number>
+  ioctlBytes: KoffiFunc<(fd: number, request: number, bytes: Uint8Array) => number>
   /** Any call whose arguments are numbers. */
   numeric: KoffiFunc<(number: number, a: number, b: number, c: number) => number>
 }
@@ -129,6 +132,11 @@ function libc(): Libc {
     sendto: library.func(
       'int64_t sendto(int fd, const uint8_t *bytes, size_t length, int flags, const uint8_t *address, uint32_t addressLength)',
     ) as Libc['sendto'],
+    // Variadic in C; Linux passes these three in the same registers either way, on x86-64 and arm64.
+    ioctl: library.func('int ioctl(int fd, unsigned long request, long value)') as Libc['ioctl'],
+    ioctlBytes: library.func(
+      'int ioctl(int fd, unsigned long request, _Inout_ uint8_t *bytes)',
+    ) as Libc['ioctlBytes'],
     numeric: library.func('long syscall(long number, long a, long b, long c)') as Libc['numeric'],
   }
   return bound
@@ -141,6 +149,7 @@ const errnoNames: ReadonlyMap<number, string> = new Map(
 const codeOfErrno: Readonly<Record<string, ErrorCode>> = {
   EACCES: 'PERMISSION_DENIED',
   EBUSY: 'FAILED_PRECONDITION',
+  ENXIO: 'NOT_FOUND',
   EEXIST: 'ALREADY_EXISTS',
   EINVAL: 'INVALID_ARGUMENT',
   EMFILE: 'RESOURCE_EXHAUSTED',
@@ -246,6 +255,38 @@ export function punchHole(fd: number, range: ByteRange): void {
     ),
     `fallocate of a hole at ${range.start} to ${range.end}`,
   )
+}
+
+/** One ioctl(2) with a number. Returns what the kernel does. Throws KernelError; its facts name the errno. */
+export function ioctl(fd: number, request: { name: string; code: number }, value: number): number {
+  return checked(libc().ioctl(fd, request.code, value), `ioctl ${request.name}`)
+}
+
+/** One ioctl(2) with memory, which the kernel may write to. Throws KernelError; its facts name the errno. */
+export function ioctlBytes(
+  fd: number,
+  request: { name: string; code: number },
+  bytes: Uint8Array,
+): void {
+  checked(libc().ioctlBytes(fd, request.code, bytes), `ioctl ${request.name}`)
+}
+
+/**
+ * The same as `ioctl` in another thread, for calls that wait for reads which this process answers. Rejects with KernelError, whose
+ * errno is not known: it is the other thread's.
+ */
+export async function ioctlElsewhere(
+  fd: number,
+  request: { name: string; code: number },
+  value: number,
+): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<number>()
+  libc().ioctl.async(fd, request.code, value, (error: unknown, result: number) => {
+    if (error === null || error === undefined) resolve(result)
+    else reject(error)
+  })
+  if ((await promise) >= 0) return
+  throw new KernelError('INTERNAL', `ioctl ${request.name} failed`, { syscall: 'ioctl' })
 }
 
 /** A file descriptor for process `pid`: pidfd_open(2). Throws KernelError NOT_FOUND if there is none. */

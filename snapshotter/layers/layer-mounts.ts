@@ -5,11 +5,14 @@ import { basename } from 'node:path'
 import { z } from 'zod'
 import type { BlobStore } from '../blobs/blob-store.ts'
 import { mountErofs, unmountErofs } from '../erofs/mount-image.ts'
+import { LayerError } from '../errors.ts'
+import { LOOP_SECTOR_BYTES } from '../kernel/loop-device.ts'
 import { listMounts } from '../kernel/mountinfo.ts'
 import type { Log } from '../log.ts'
 import type { LayerRecord } from './catalog.ts'
 import { writeDurably } from './durable-file.ts'
-import { fuseInode, type LayerPlaces } from './layer-places.ts'
+import type { LayerDevice, LayerDevices } from './layer-devices.ts'
+import { fuseInode, type LayerPlaces, layerOfInode } from './layer-places.ts'
 import { metadataImage } from './metadata-image.ts'
 import type { TableThread } from './table-thread.ts'
 
@@ -26,6 +29,19 @@ export type LazyMount = {
   /** Bottom first; more than one in a merged mount. */
   readonly layers: readonly number[]
 }
+
+type HeldMount = {
+  mount: LazyMount
+  readonly isOverLoops: boolean
+  readonly pins: DisposableStack
+}
+
+/** How the kernel opens images and layer files. */
+export type MountedFrom =
+  /** As they are: fastest, and for ever the file that it was. */
+  | 'files'
+  /** Over loop devices, of which what they read can be changed. */
+  | 'loops'
 
 /** What decides how a layer is mounted on the ones below it. */
 export type LayerTraits = Pick<LayerRecord, 'id' | 'inheritsDirs' | 'hidesBelow'>
@@ -49,6 +65,10 @@ type Derived = {
 
 type Options = {
   readonly places: LayerPlaces
+  /** For mounts through FUSE; those of plain files need no change. */
+  readonly fuseMountsFrom: MountedFrom
+  /** For all others: `loops` on a kernel that knows nothing else. */
+  readonly plainMountsFrom: MountedFrom
   readonly mergeLayersMin: number
   readonly readAheadKb: number
 }
@@ -57,6 +77,7 @@ type Parts = {
   readonly store: BlobStore
   readonly log: Log
   readonly tables: TableThread
+  readonly devices: LayerDevices
   /** Whether all bytes of the layer were found to be what its image promised. */
   readonly isVerified: (layer: number) => boolean
   readonly signal: AbortSignal
@@ -64,13 +85,14 @@ type Parts = {
 
 /**
  * The EROFS mounts of lazy layers. A layer is mounted once and shared by every image that has it; a chain of many
- * layers is mounted once as a whole. A mount made while a layer was still arriving reads through FUSE; once the layer
- * is complete and checked, new containers get a second mount on its plain file: reads of that could not be made to fail.
+ * layers is mounted once as a whole. A mount made while a layer was still arriving reads through FUSE, over loop devices. Once
+ * the layer is complete and checked these are turned to its plain file, so that containers that run need us no more; new ones get
+ * a second mount straight on that file, which is faster.
  */
 export class LayerMounts {
   readonly #options: Options
   readonly #parts: Parts
-  readonly #mounts = new Map<string, { readonly mount: LazyMount; readonly pins: Disposable }>()
+  readonly #mounts = new Map<string, HeldMount>()
   /** Layers that are read through FUSE even when they are complete, and by how many who want that. */
   readonly #watched = new Map<number, number>()
   /** Derived metadata images being written, by id: two containers of an image may start at once. */
@@ -85,15 +107,78 @@ export class LayerMounts {
 
   /** Finds the mounts that an agent before us made. Call once, after all layers were added to the store. */
   async recover(): Promise<void> {
-    for (const { target, type } of listMounts(this.#options.places.mountsDir)) {
+    const found = this.#parts.devices.find(this.#layersHeld())
+    for (const { target, type, source } of listMounts(this.#options.places.mountsDir)) {
       if (type !== 'erofs') continue
       const name = basename(target)
-      const kind: MountKind = name.endsWith('p') ? 'plain' : 'fuse'
       const layers = name.startsWith('x')
         ? (await this.#recordOf(derivedId(name))).devices
         : [Number.parseInt(name, 10)]
+      const isOverLoops = source.startsWith('/dev/loop')
+      const isTurned = (layer: number): boolean =>
+        isOverLoops && (found.get(layer) ?? []).every(({ state }) => state === 'plain')
+      const kind: MountKind = name.endsWith('p') || layers.every(isTurned) ? 'plain' : 'fuse'
       const mount = { target, kind, layers }
-      this.#mounts.set(target, { mount, pins: this.#pinsFor(mount) })
+      this.#mounts.set(target, { mount, isOverLoops, pins: this.#pinsFor(mount) })
+    }
+  }
+
+  /**
+   * Mends what containers have over loop devices from a FUSE connection that is gone, and turns to its plain file what was completed
+   * since. Call once, when the kernel is answered. Never rejects.
+   */
+  async mend(): Promise<void> {
+    const { devices, log } = this.#parts
+    const layers = this.#layersHeld()
+    const found = devices.find(layers)
+    for (const [layer, itsDevices] of found) {
+      // One that is complete is turned to its plain file below.
+      if (this.#isSettled(layer)) continue
+      for (const device of itsDevices)
+        if (device.state === 'lost') await this.#revive(layer, device)
+    }
+    for (const layer of found.keys()) await this.settle(layer)
+    for (const path of devices.strays(layers)) {
+      log.error(
+        { device: path },
+        `containers on ${path} read a layer that this agent does not know, and get EIO for what is not in the page cache: restart their pods`,
+      )
+    }
+  }
+
+  /**
+   * Turns what containers have of a layer to its plain file, if it is complete and was checked: from then on they need no process of
+   * ours. Never rejects: where that fails they go on through FUSE.
+   */
+  async settle(layer: number): Promise<void> {
+    const { store, devices, log } = this.#parts
+    if (!this.#isSettled(layer)) return
+    const toTurn = (devices.find([layer]).get(layer) ?? []).filter(({ state }) => state !== 'plain')
+    const held = store.get(fuseInode(layer))
+    if (toTurn.length === 0 || held === undefined) return
+    // Before the kernel reads it behind our back: nothing of it may be evicted from here on.
+    const mounts = [...this.#mounts.values()].filter(
+      ({ mount, isOverLoops }) =>
+        isOverLoops && mount.kind === 'fuse' && mount.layers.includes(layer),
+    )
+    for (const { pins } of mounts) pins.use(held.pin())
+    // There are mounts too that are no longer in our tree, but under containers all the same.
+    held.file.noteMount()
+    if (!this.#isSettled(layer)) return
+    try {
+      for (const device of toTurn) await devices.turn(device, layer, 'plain')
+    } catch (error) {
+      log.warn(
+        { layer, reason: String(error) },
+        `containers go on reading layer ${layer} through the agent, though it is complete: ${String(error)}`,
+      )
+      return
+    }
+    log.info({ layer, devices: toTurn.length }, 'a complete layer needs the agent no more')
+    for (const each of mounts) {
+      const left = devices.find(each.mount.layers)
+      const isFree = [...left.values()].flat().every(({ state }) => state === 'plain')
+      if (isFree) each.mount = { ...each.mount, kind: 'plain' }
     }
   }
 
@@ -129,7 +214,10 @@ export class LayerMounts {
     }
     add(1)
     const watching = new DisposableStack()
-    watching.defer(() => add(-1))
+    watching.defer(() => {
+      add(-1)
+      for (const id of layers) void this.settle(id)
+    })
     return watching
   }
 
@@ -218,16 +306,44 @@ export class LayerMounts {
   }
 
   #kindFor(layers: readonly number[]): MountKind {
+    return layers.every((layer) => this.#isSettled(layer)) ? 'plain' : 'fuse'
+  }
+
+  #layersHeld(): number[] {
+    return [...this.#parts.store.layers()].map(({ inode }) => layerOfInode(inode))
+  }
+
+  /** Whether a layer can be read from its plain file, and nobody wants to see its reads. */
+  #isSettled(layer: number): boolean {
     const { store, isVerified } = this.#parts
-    const isSettled = (layer: number): boolean =>
+    return (
       (this.#watched.get(layer) ?? 0) === 0 &&
       isVerified(layer) &&
       (store.get(fuseInode(layer))?.file.isComplete ?? false)
-    return layers.every(isSettled) ? 'plain' : 'fuse'
+    )
+  }
+
+  /** Gives containers whose FUSE connection is gone the new one: the reads that failed meanwhile are made again. */
+  async #revive(layer: number, device: LayerDevice): Promise<void> {
+    const { devices, log } = this.#parts
+    try {
+      await devices.turn(device, layer, 'fuse')
+      log.warn(
+        { layer, device: device.path },
+        'mended a mount whose FUSE connection was gone; containers on it got EIO meanwhile',
+      )
+    } catch (error) {
+      log.error(
+        { layer, device: device.path, reason: String(error) },
+        `containers on ${device.path} have lost their FUSE connection and cannot be given the new one (${String(error)}): restart their pods`,
+      )
+    }
   }
 
   #mount(mount: LazyMount, imagePath: string): void {
     const { places, readAheadKb } = this.#options
+    const { devices } = this.#parts
+    const isOverLoops = this.#isOverLoops(mount)
     mkdirSync(mount.target, { recursive: true })
     const pins = this.#pinsFor(mount)
     try {
@@ -238,18 +354,38 @@ export class LayerMounts {
         ),
         target: mount.target,
         readAheadKb,
+        ...(isOverLoops && {
+          loopTags: {
+            image: devices.imageTag,
+            devices: mount.layers.map((layer) => devices.tagOf(layer)),
+          },
+        }),
       })
     } catch (error) {
       pins[Symbol.dispose]()
       rmdirSync(mount.target)
       throw error
     }
-    this.#mounts.set(mount.target, { mount, pins })
+    this.#mounts.set(mount.target, { mount, isOverLoops, pins })
     this.#parts.log.debug({ target: mount.target, kind: mount.kind }, 'mounted a lazy layer')
   }
 
+  /** Throws LayerError FAILED_PRECONDITION if a layer cannot be mounted in any way that this kernel has. */
+  #isOverLoops({ kind, layers }: LazyMount): boolean {
+    const { fuseMountsFrom, plainMountsFrom } = this.#options
+    if ((kind === 'fuse' ? fuseMountsFrom : plainMountsFrom) === 'files') return false
+    if (layers.every((layer) => this.#parts.devices.fits(layer))) return true
+    // It stays with FUSE then.
+    if (plainMountsFrom === 'files') return false
+    throw new LayerError(
+      'FAILED_PRECONDITION',
+      `layer ${layers.join(', ')} has a size that is no multiple of ${LOOP_SECTOR_BYTES}, and this kernel mounts layers over loop devices only: boot one from 6.12 on`,
+      { layers: layers.join(' ') },
+    )
+  }
+
   /** The kernel reads a plain file behind our back: nothing of it may be evicted while it is mounted. */
-  #pinsFor({ kind, layers }: LazyMount): Disposable {
+  #pinsFor({ kind, layers }: LazyMount): DisposableStack {
     const pins = new DisposableStack()
     if (kind === 'fuse') return pins
     for (const layer of layers) {
@@ -259,7 +395,7 @@ export class LayerMounts {
     return pins
   }
 
-  #unmount({ mount, pins }: { mount: LazyMount; pins: Disposable }): void {
+  #unmount({ mount, pins }: HeldMount): void {
     unmountErofs(mount.target)
     this.#mounts.delete(mount.target)
     rmdirSync(mount.target)

@@ -454,6 +454,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
         { layer: record.blobDigest },
         'all of a layer is here and is what its image promised',
       )
+      await this.#parts.mounts.settle(record.id)
     } catch (error) {
       if (this.#closing.signal.aborted) return
       log.warn(

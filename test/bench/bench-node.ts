@@ -102,17 +102,18 @@ export class BenchNode implements AsyncDisposable {
   }
 
   /**
-   * Mounts a layer as the agent does, content from the FUSE server or straight from the file that it serves. Resolves to
+   * Mounts a layer as the agent does, content from the FUSE server, straight or over loop devices, or from the file that it serves. Resolves to
    * the directory; the mount goes with the node.
    */
-  mountLayer(id: number, content: 'fuse' | 'local'): string {
+  mountLayer(id: number, content: 'fuse' | 'loop' | 'local'): string {
     const target = this.newDirectory(content)
-    const path = content === 'fuse' ? this.#places.fusePath(id) : this.#places.dataPath(id)
+    const path = content === 'local' ? this.#places.dataPath(id) : this.#places.fusePath(id)
     mountErofs({
       imagePath: this.#places.metadataPath(id),
       devicePaths: [path],
       target,
       readAheadKb: 1024,
+      ...(content === 'loop' && { loopTags: { image: 'ipdr-bench', devices: ['ipdr-bench'] } }),
     })
     return target
   }

@@ -19,7 +19,7 @@ const RANDOM_READS = 3_000
 const WALK_BYTES = 128 * MiB
 
 /** One way to the same files: a directory for each layer. */
-type Arms = Readonly<Record<'fuse' | 'local' | 'ext4', string>>
+type Arms = Readonly<Record<'fuse' | 'loop' | 'local' | 'ext4', string>>
 
 /**
  * What the way through us costs when every byte is on this node: EROFS on FUSE, answered by the agent from its store,
@@ -43,6 +43,7 @@ async function measureReads({ publisher, rounds, say }: BenchContext): Promise<F
   const [layer = 0] = node.layerIds
   const arms: Arms = {
     fuse: node.mountLayer(layer, 'fuse'),
+    loop: node.mountLayer(layer, 'loop'),
     local: node.mountLayer(layer, 'local'),
     ext4: sample.dir,
   }
@@ -51,7 +52,12 @@ async function measureReads({ publisher, rounds, say }: BenchContext): Promise<F
   const compare = (what: string, task: (dir: string) => ReadTask, of: 'ms' | 'amount' = 'ms') => {
     say(what)
     const run = (dir: string) => async () => (await timedRead(task(dir)))[of]
-    return medians(rounds, { fuse: run(arms.fuse), local: run(arms.local), ext4: run(arms.ext4) })
+    return medians(rounds, {
+      fuse: run(arms.fuse),
+      loop: run(arms.loop),
+      local: run(arms.local),
+      ext4: run(arms.ext4),
+    })
   }
   const readBig = (cache: ReadTask['cache']) => (dir: string) =>
     ({ kind: 'files', paths: [join(dir, 'big')], cache, memoryBytes: 2.5 * bytes }) as const
@@ -119,7 +125,7 @@ async function measureImageRead(context: BenchContext): Promise<Figure[]> {
   const ext4 = join(scratch.dir, 'ext4')
   await unpack(layout, ext4)
   await runCommand('sync', [])
-  const stack = (content: 'fuse' | 'local'): string => {
+  const stack = (content: 'fuse' | 'loop' | 'local'): string => {
     const lower = node.layerIds.map((id) => node.mountLayer(id, content)).toReversed()
     const target = node.newDirectory('overlay')
     mount({
@@ -137,10 +143,11 @@ async function measureImageRead(context: BenchContext): Promise<Figure[]> {
       await timedRead({ kind: 'files', paths: [dir], cache: 'cold', memoryBytes: 2.2 * bytes })
     ).ms
   }
-  const arms: Arms = { fuse: stack('fuse'), local: stack('local'), ext4 }
+  const arms: Arms = { fuse: stack('fuse'), loop: stack('loop'), local: stack('local'), ext4 }
   say('reading every file of the demo image')
   const ms = await medians(rounds, {
     fuse: run(arms.fuse),
+    loop: run(arms.loop),
     local: run(arms.local),
     ext4: run(arms.ext4),
   })
@@ -159,5 +166,5 @@ function each(
   arms: Readonly<Record<keyof Arms, number>>,
   format: (value: number) => string,
 ): string {
-  return `${format(arms.fuse)}, EROFS on a local file ${format(arms.local)}, ext4 ${format(arms.ext4)}`
+  return `${format(arms.fuse)}, over loop devices ${format(arms.loop)}, EROFS on a local file ${format(arms.local)}, ext4 ${format(arms.ext4)}`
 }

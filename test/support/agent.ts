@@ -21,6 +21,7 @@ type AgentConfig = {
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
   readonly mergeLayersMin?: number
+  readonly mountsFrom?: 'files' | 'loops'
   /** As in the configuration. */
   readonly registries?: object
   readonly keysDir?: string
@@ -84,7 +85,7 @@ export class AgentProcess implements AsyncDisposable {
         }),
         ...(config.registries && { registries: config.registries }),
         ...(config.keyProvider && { keyProvider: config.keyProvider }),
-        ...(config.mergeLayersMin && { mounts: { mergeLayersMin: config.mergeLayersMin } }),
+        mounts: { mergeLayersMin: config.mergeLayersMin, from: config.mountsFrom },
         ...(config.prefetch && { prefetch: config.prefetch }),
         ...(config.policies && { trust: { policies: config.policies } }),
         ...(config.cluster && { cluster: config.cluster }),

@@ -36,7 +36,7 @@ type Stage = {
 }
 
 /** An agent and a peer with an image; all is gone when the test is over, whatever became of the agent. */
-async function setUp(): Promise<Stage> {
+async function setUp(config: Parameters<typeof AgentProcess.start>[1] = {}): Promise<Stage> {
   const opened = new AsyncDisposableStack()
   onTestFinished(() => opened.disposeAsync())
   const scratch = opened.use(Scratch.open('processes'))
@@ -44,7 +44,7 @@ async function setUp(): Promise<Stage> {
   const tar = makeTar({ name: 'early', content: 'early' }, { name: 'late', content })
   const image = await publishImage(blocks, [await indexedLayer(tar)])
   const peer = opened.use(await BlockPeer.serve(blocks.blocks))
-  const agent = await AgentProcess.start(scratch, { gateways: [peer.url] })
+  const agent = await AgentProcess.start(scratch, { gateways: [peer.url], ...config })
   const client = opened.use(new AgentClient(agent))
   return { scratch, agent, peer, blocks, client, image }
 }
@@ -215,9 +215,9 @@ test(
 )
 
 test(
-  'mounts whose keeper was killed are stale: they are taken away and made anew',
+  'mounts from files whose keeper was killed are stale: they are taken away and made anew',
   async () => {
-    const { agent, client, image, scratch } = await setUp()
+    const { agent, client, image, scratch } = await setUp({ mountsFrom: 'files' })
     await client.pull(image)
     const { key } = await client.view(image)
     await agent.stop()

@@ -89,12 +89,16 @@ describe('the ways to a mounted layer', () => {
     ['zstd of another tool', zstdLayer, false],
   ] as const
 
-  test.each(forms)(
-    '%s shows the tree of its tar',
-    async (_, layerOf, isLazy) => {
+  test.each([
+    ...forms.map((form) => [...form, undefined] as const),
+    ...forms.map((form) => [...form, 'loops'] as const),
+    ...forms.map((form) => [...form, 'files'] as const),
+  ])(
+    '%s shows the tree of its tar (lazy: %o, %s)',
+    async (_, layerOf, isLazy, mountsFrom) => {
       const blocks = new MemoryBlocks()
       const image = await publishImage(blocks, [await layerOf(tar)])
-      const node = await openNode(blocks)
+      const node = await openNode(blocks, mountsFrom && { mountsFrom })
       await node.pull(image)
       const [layer] = node.snapshotter.layers()
       // The file of an eStargz layer has room for headers of unknown length.

@@ -7,7 +7,7 @@ import { PrivateKeys } from '../../../snapshotter/encryption/private-keys.ts'
 import { mountLayerFiles } from '../../../snapshotter/fuse-connection.ts'
 import type { ImageRegistries } from '../../../snapshotter/image-registries.ts'
 import type { Mount } from '../../../snapshotter/snapshots/mounts.ts'
-import { Snapshotter } from '../../../snapshotter/snapshotter.ts'
+import { Snapshotter, type SnapshotterConfig } from '../../../snapshotter/snapshotter.ts'
 import { TrustPolicies, type TrustPolicy } from '../../../snapshotter/trust.ts'
 import { listeningLog } from '../../support/fuse-mount.ts'
 import { mountAll } from '../../support/mount-all.ts'
@@ -32,6 +32,7 @@ export class LazyNode implements AsyncDisposable {
     mergeLayersMin: number
     storeBytesMax: number
     foregroundDeadlineMs: number
+    mountsFrom?: NonNullable<SnapshotterConfig['mountsFrom']>
   }
   /** Private keys that open layers; whoever changes it sees the change at the next read. */
   readonly keys: KeyObject[]
@@ -182,6 +183,7 @@ type NodeOptions = {
   readonly mergeLayersMin?: number
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
+  readonly mountsFrom?: 'files' | 'loops'
   readonly keys?: readonly KeyObject[]
   readonly registries?: ImageRegistries
 }
