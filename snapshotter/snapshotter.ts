@@ -16,7 +16,7 @@ import { KnownIndexes } from './layers/known-indexes.ts'
 import { LayerBuilder } from './layers/layer-builder.ts'
 import { LayerDevices } from './layers/layer-devices.ts'
 import { LayerKeys } from './layers/layer-keys.ts'
-import { LayerMounts, type LazyMount } from './layers/layer-mounts.ts'
+import { LayerMounts, type LazyMount, type MountedFrom } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
 import { type LayerServer, Layers, type StartListener } from './layers/layers.ts'
 import { RegistryImages } from './layers/registry-images.ts'
@@ -212,15 +212,12 @@ export class Snapshotter implements AsyncDisposable {
         ),
       },
     )
-    const { mountsFrom = 'auto' } = config
-    const hasFiles = kernel.rung === 'erofs-file'
     const mounts = new LayerMounts(
       {
         places,
         mergeLayersMin: config.mergeLayersMin,
         readAheadKb: config.readAheadKb,
-        plainMountsFrom: hasFiles && mountsFrom !== 'loops' ? 'files' : 'loops',
-        fuseMountsFrom: hasFiles && mountsFrom === 'files' ? 'files' : 'loops',
+        ...mountedFrom(config, { kernel, log }),
       },
       {
         store,
@@ -637,6 +634,24 @@ type Parts = {
 async function failureOf(fuse: FuseServer | undefined): Promise<never> {
   await fuse?.ended()
   return new Promise<never>(() => {})
+}
+
+/** What mounts of either kind are made from, as far as the configuration leaves the choice and the kernel has it. */
+function mountedFrom(
+  { root, mountsFrom = 'auto' }: SnapshotterConfig,
+  { kernel, log }: { readonly kernel: KernelReport; readonly log: Log },
+): { readonly fuseMountsFrom: MountedFrom; readonly plainMountsFrom: MountedFrom } {
+  if (kernel.rung !== 'erofs-file' || mountsFrom === 'loops') {
+    return { fuseMountsFrom: 'loops', plainMountsFrom: 'loops' }
+  }
+  if (mountsFrom === 'files') return { fuseMountsFrom: 'files', plainMountsFrom: 'files' }
+  const { rung, reason } = probeKernel(root, ['erofs-loop'])
+  if (rung === 'erofs-loop') return { fuseMountsFrom: 'loops', plainMountsFrom: 'files' }
+  log.warn(
+    { reason },
+    `containers that start before their image is here will need the agent as long as they live, since this kernel has no loop devices for it: ${reason}`,
+  )
+  return { fuseMountsFrom: 'files', plainMountsFrom: 'files' }
 }
 
 function layerServer(fuse: FuseServer): LayerServer {

@@ -237,10 +237,18 @@ export class LayerMounts {
     const { places } = this.#options
     const kind = this.#kindFor([layer])
     const target = `${places.mountsDir}/${layer}${kind === 'plain' ? 'p' : ''}`
-    if (!this.#mounts.has(target)) {
+    if (!this.#has({ target, kind })) {
       this.#mount({ target, kind, layers: [layer] }, places.metadataPath(layer))
     }
     return target
+  }
+
+  /** Whether there is such a mount. One through FUSE that was turned to plain files makes room: somebody wants to see reads again. */
+  #has({ target, kind }: Pick<LazyMount, 'target' | 'kind'>): boolean {
+    const held = this.#mounts.get(target)
+    if (held === undefined || held.mount.kind === kind) return held !== undefined
+    this.#unmount(held)
+    return false
   }
 
   /** Mounts the last of `chain` with the attributes of directories that only the layers below it mention. */
@@ -261,7 +269,7 @@ export class LayerMounts {
     signal.throwIfAborted()
     const kind = this.#kindFor(devices)
     const target = `${places.mountsDir}/x${id}${kind === 'plain' ? 'p' : ''}`
-    if (!this.#mounts.has(target)) {
+    if (!this.#has({ target, kind })) {
       this.#mount({ target, kind, layers: devices }, `${places.derivedDir}/${id}.erofs`)
     }
     return target

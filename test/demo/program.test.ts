@@ -39,7 +39,9 @@ test('a program is stopped by a signal that aborts', async () => {
 test('what a program left running ends with its scratch', async () => {
   const scratch = Scratch.open('program')
   const { promise: started, resolve } = Promise.withResolvers<string>()
-  const argv = ['sh', '-c', 'setsid sleep infinity & echo started; wait']
+  // What it starts before it is in the scratch's group nobody would find.
+  const owned = 'until grep -q ipdr-test /proc/self/cgroup; do :; done'
+  const argv = ['sh', '-c', `${owned}; setsid sleep infinity & echo started; wait`]
   const program = new Program(scratch, argv, { onOutput: resolve })
   await started
   await program[Symbol.asyncDispose]()

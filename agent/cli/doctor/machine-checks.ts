@@ -43,7 +43,7 @@ function ofReport({ rung, reason }: { readonly rung: string; readonly reason: st
   if (rung === 'erofs-loop') {
     return warning(
       `it mounts layers over loop devices only: ${reason}`,
-      'It works, with two copies of each page in memory; a kernel from 6.12 on with CONFIG_EROFS_FS_BACKED_BY_FILE spares that.',
+      'It works; a kernel from 6.12 on with CONFIG_EROFS_FS_BACKED_BY_FILE reads small files up to 1.4 times as fast.',
     )
   }
   return failure(
