@@ -95,6 +95,8 @@ export class LayerMounts {
   readonly #mounts = new Map<string, HeldMount>()
   /** Layers that are read through FUSE even when they are complete, and by how many who want that. */
   readonly #watched = new Map<number, number>()
+  /** Layers whose mounts are being turned to their plain files. */
+  readonly #settling = new Map<number, Promise<void>>()
   /** Derived metadata images being written, by id: two containers of an image may start at once. */
   readonly #deriving = new Map<string, Promise<void>>()
 
@@ -150,7 +152,24 @@ export class LayerMounts {
    * Turns what containers have of a layer to its plain file, if it is complete and was checked: from then on they need no process of
    * ours. Never rejects: where that fails they go on through FUSE.
    */
-  async settle(layer: number): Promise<void> {
+  settle(layer: number): Promise<void> {
+    const before = this.#settling.get(layer) ?? Promise.resolve()
+    const settling = before
+      .then(() => this.#settle(layer))
+      .catch((error: unknown) =>
+        this.#parts.log.warn(
+          { layer, reason: String(error) },
+          `containers go on reading layer ${layer} through the agent, though it is complete: ${String(error)}`,
+        ),
+      )
+      .finally(() => {
+        if (this.#settling.get(layer) === settling) this.#settling.delete(layer)
+      })
+    this.#settling.set(layer, settling)
+    return settling
+  }
+
+  async #settle(layer: number): Promise<void> {
     const { store, devices, log } = this.#parts
     if (!this.#isSettled(layer)) return
     const toTurn = (devices.find([layer]).get(layer) ?? []).filter(({ state }) => state !== 'plain')
@@ -164,16 +183,9 @@ export class LayerMounts {
     for (const { pins } of mounts) pins.use(held.pin())
     // There are mounts too that are no longer in our tree, but under containers all the same.
     held.file.noteMount()
+    // Still, now that nothing can be evicted.
     if (!this.#isSettled(layer)) return
-    try {
-      for (const device of toTurn) await devices.turn(device, layer, 'plain')
-    } catch (error) {
-      log.warn(
-        { layer, reason: String(error) },
-        `containers go on reading layer ${layer} through the agent, though it is complete: ${String(error)}`,
-      )
-      return
-    }
+    for (const device of toTurn) await devices.turn(device, layer, 'plain')
     log.info({ layer, devices: toTurn.length }, 'a complete layer needs the agent no more')
     for (const each of mounts) {
       const left = devices.find(each.mount.layers)
@@ -196,6 +208,8 @@ export class LayerMounts {
     const bottom = layers.findLastIndex(({ hidesBelow }) => hidesBelow)
     const shown = layers.slice(Math.max(0, bottom))
     const ids = shown.map(({ id }) => id)
+    // Whether a mount of them will do is known when none is being turned to another file.
+    await Promise.all(ids.flatMap((id) => this.#settling.get(id) ?? []))
     if (ids.length >= this.#options.mergeLayersMin) {
       return [await this.#mountDerived({ chain: ids, devices: ids, derive: 'merge' }, signal)]
     }
