@@ -11,6 +11,7 @@ import { ClusterClient } from './cluster/cluster-client.ts'
 import { clusterService } from './cluster/cluster-service.ts'
 import { readClusterTls } from './cluster/cluster-tls.ts'
 import type { Config } from './config.ts'
+import { ContainerdImages } from './containerd-images.ts'
 import { killContainer } from './containerd-tasks.ts'
 import { ImageReminder } from './forgotten-images.ts'
 import { GrpcServer } from './grpc-server.ts'
@@ -96,6 +97,7 @@ export async function runDataWorker(
           metrics,
           trust,
           ...(peers && { peers }),
+          imagesOfNode: new ContainerdImages(config.containerd.socketPath),
           endContainer: (snapshotKey) => killContainer(config.containerd.socketPath, snapshotKey),
         },
       ),

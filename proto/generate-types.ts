@@ -22,6 +22,8 @@ execFileSync(
     'containerd/images.proto',
     'containerd/tasks.proto',
     'containerd/introspection.proto',
+    'containerd/diff.proto',
+    'containerd/namespaces.proto',
     'cri.proto',
     'ipdr/agent.proto',
     'keyprovider/keyprovider.proto',

@@ -3,6 +3,11 @@ import { loadSync } from '@grpc/proto-loader'
 import type { Contract } from './contract.ts'
 import type { ProtoGrpcType as AgentFile } from './types/agent.ts'
 import type {
+  ContentDefinition,
+  ContentHandlers,
+} from './types/containerd/services/content/v1/Content.ts'
+import type { DiffDefinition, DiffHandlers } from './types/containerd/services/diff/v1/Diff.ts'
+import type {
   ImagesDefinition,
   ImagesHandlers,
 } from './types/containerd/services/images/v1/Images.ts'
@@ -11,11 +16,17 @@ import type {
   IntrospectionHandlers,
 } from './types/containerd/services/introspection/v1/Introspection.ts'
 import type {
+  NamespacesDefinition,
+  NamespacesHandlers,
+} from './types/containerd/services/namespaces/v1/Namespaces.ts'
+import type {
   SnapshotsDefinition,
   SnapshotsHandlers,
 } from './types/containerd/services/snapshots/v1/Snapshots.ts'
 import type { TasksDefinition, TasksHandlers } from './types/containerd/services/tasks/v1/Tasks.ts'
+import type { ProtoGrpcType as ContentFile } from './types/content.ts'
 import type { ProtoGrpcType as CriFile } from './types/cri.ts'
+import type { ProtoGrpcType as DiffFile } from './types/diff.ts'
 import type { ProtoGrpcType as ImagesFile } from './types/images.ts'
 import type { ProtoGrpcType as IntrospectionFile } from './types/introspection.ts'
 import type { AgentDefinition, AgentHandlers } from './types/ipdr/v1/Agent.ts'
@@ -24,6 +35,7 @@ import type {
   KeyProviderServiceHandlers,
 } from './types/keyprovider/KeyProviderService.ts'
 import type { ProtoGrpcType as KeyProviderFile } from './types/keyprovider.ts'
+import type { ProtoGrpcType as NamespacesFile } from './types/namespaces.ts'
 import type {
   ImageServiceDefinition,
   ImageServiceHandlers,
@@ -47,6 +59,24 @@ export function snapshotsContract(): Contract<SnapshotsDefinition, SnapshotsHand
 export function imagesContract(): Contract<ImagesDefinition, ImagesHandlers> {
   const file = load('containerd/images.proto') as ImagesFile
   return { definition: file.containerd.services.images.v1.Images.service }
+}
+
+/** containerd.services.content.v1.Content */
+export function contentContract(): Contract<ContentDefinition, ContentHandlers> {
+  const file = load('containerd/content.proto') as ContentFile
+  return { definition: file.containerd.services.content.v1.Content.service }
+}
+
+/** containerd.services.diff.v1.Diff */
+export function diffContract(): Contract<DiffDefinition, DiffHandlers> {
+  const file = load('containerd/diff.proto') as DiffFile
+  return { definition: file.containerd.services.diff.v1.Diff.service }
+}
+
+/** containerd.services.namespaces.v1.Namespaces */
+export function namespacesContract(): Contract<NamespacesDefinition, NamespacesHandlers> {
+  const file = load('containerd/namespaces.proto') as NamespacesFile
+  return { definition: file.containerd.services.namespaces.v1.Namespaces.service }
 }
 
 /** containerd.services.introspection.v1.Introspection */

@@ -33,8 +33,8 @@ export function snapshotsService(snapshots: Snapshots): Service {
       snapshots.remove(request.key)
       return {}
     },
-    async Stat(request) {
-      return { info: wireInfo(snapshots.stat(request.key)) }
+    async Stat(request, { signal }) {
+      return { info: wireInfo(await snapshots.stat(request.key, signal)) }
     },
     async Update(request) {
       const { name = '', labels = {} } = request.info ?? {}

@@ -10,6 +10,7 @@ import { type KernelReport, probeKernel } from './erofs/probe-kernel.ts'
 import { CodedError, ImageError, LayerError } from './errors.ts'
 import { FuseServer } from './fuse/fuse-server.ts'
 import type { ImageRegistries } from './image-registries.ts'
+import type { ImagesOfNode } from './images-of-node.ts'
 import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts'
 import { Images } from './layers/images.ts'
 import { KnownIndexes } from './layers/known-indexes.ts'
@@ -81,6 +82,8 @@ type Collaborators = {
   readonly registries?: ImageRegistries
   /** Ends the container that has an active snapshot; by default containers only get EIO. */
   readonly endContainer?: (snapshotKey: string) => Promise<void>
+  /** Asked for images whose snapshots were lost here; by default nobody. */
+  readonly imagesOfNode?: ImagesOfNode
   /** Other nodes of the cluster; by default none. */
   readonly peers?: ClusterPeers
   /** Which images may run; by default all. */
@@ -145,6 +148,7 @@ export class Snapshotter implements AsyncDisposable {
       keys = NO_KEYS,
       registries,
       endContainer,
+      imagesOfNode,
       peers,
       trust = new TrustPolicies([], { onRefused: () => {} }),
       log,
@@ -276,6 +280,12 @@ export class Snapshotter implements AsyncDisposable {
         registryImages,
         server: fuse && layerServer(fuse),
         log,
+        remembered: async (layerChainId, signal) =>
+          (await imagesOfNode?.imagesWith(layerChainId, signal)) ?? [],
+        resolve: async ({ reference }, signal) => {
+          const { root, selector } = parseImageReference(reference)
+          await images.resolve(root, selector, { priority: 'foreground', signal })
+        },
         starts: startListener(prefetcher),
         recheck: async (image, signal) => {
           if (image.reference === undefined) {

@@ -3,8 +3,17 @@ import type { BlobStore } from '../blobs/blob-store.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import { isEncrypted } from '../encryption/layer-encryption.ts'
 import { CodedError, ImageError, LayerError } from '../errors.ts'
+import type { ImagesOfNode, RememberedImage, RememberedLayer } from '../images-of-node.ts'
 import type { Log } from '../log.ts'
-import type { ClaimedLayer, ClaimRequest, LazyLayers } from '../snapshots/lazy-layers.ts'
+import { IMAGE_HOST } from '../oci/reference.ts'
+import type {
+  ClaimedLayer,
+  ClaimRequest,
+  LazyLayers,
+  RecalledLayer,
+} from '../snapshots/lazy-layers.ts'
+import type { Labels } from '../snapshots/metastore.ts'
+import type { Mount } from '../snapshots/mounts.ts'
 import { tablesNamed } from '../toc/table-annotations.ts'
 import { unlessAborted } from '../unless-aborted.ts'
 import type { Catalog, ImageLayer, ImageRecord, LayerRecord } from './catalog.ts'
@@ -12,11 +21,9 @@ import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
 import { fuseInode, layerOfInode } from './layer-places.ts'
 import { type Verdict, verifyLayer } from './layer-verifier.ts'
+import { MANIFEST_DIGEST_LABEL, pullLabels } from './pull-labels.ts'
 import type { RegistryImages } from './registry-images.ts'
 import type { SharedLeaves } from './shared-leaves.ts'
-
-/** Set by CRI and nerdctl where they are told to: which manifest a layer is pulled for. */
-const MANIFEST_DIGEST_LABEL = 'containerd.io/snapshot/cri.manifest-digest'
 
 /** Between the manifest of a pull and its last layer lies less than this. 1 h: containerd and the kubelet give up before. */
 const PULL_LONGEST_MS = 3_600_000
@@ -45,6 +52,10 @@ type Parts = {
   readonly registryImages: RegistryImages | undefined
   /** Undefined on a kernel that cannot mount lazily: then no layer is ever claimed. */
   readonly server: LayerServer | undefined
+  /** Images of the node, whether or not the catalog knows them. Rejects if nobody can be asked. */
+  readonly remembered: ImagesOfNode['imagesWith']
+  /** Has the catalog know an image on IPFS. Rejects if it cannot be had, or may not run. */
+  readonly resolve: (image: RememberedImage, signal: AbortSignal) => Promise<void>
   /** Rejects if an image may not run by the policies of now. */
   readonly recheck: (image: ImageRecord, signal: AbortSignal) => Promise<void>
   readonly log: Log
@@ -169,6 +180,68 @@ export class Layers implements LazyLayers, AsyncDisposable {
       registryImages.decline(image, error.message)
       return 'declined'
     }
+  }
+
+  async recall(
+    layerChainId: string,
+    signal: AbortSignal,
+  ): Promise<readonly RecalledLayer[] | undefined> {
+    const { catalog, log, resolve } = this.#parts
+    const [known] = catalog.imagesWithChain(layerChainId)
+    if (known !== undefined) {
+      const claimed = await this.#claimAll(known.layers, layerChainId, signal)
+      if (claimed !== undefined) return claimed
+    }
+    const images = await this.#remembered(layerChainId, signal)
+    for (const image of images) {
+      try {
+        if (isOnIpfs(image)) await resolve(image, signal)
+        const claimed = await this.#claimAll(image.layers, layerChainId, signal, image)
+        if (claimed !== undefined) return claimed
+      } catch (error) {
+        signal.throwIfAborted()
+        const reason = error instanceof Error ? error.message : String(error)
+        const sentence = `a lost snapshot cannot be made anew from ${image.reference}: ${reason}`
+        log.warn({ image: image.reference, layerChainId, reason }, sentence)
+      }
+    }
+    const [first] = images
+    if (first === undefined) return undefined
+    return upTo(first.layers, layerChainId).map((layer) => ({
+      layerChainId: layer.layerChainId,
+      unpack: (mounts, signal) => unpackByAny(images, { layer, mounts }, signal),
+    }))
+  }
+
+  /** Those on IPFS first: they need nothing that containerd may have thrown away. */
+  async #remembered(layerChainId: string, signal: AbortSignal): Promise<RememberedImage[]> {
+    try {
+      const images = await this.#parts.remembered(layerChainId, signal)
+      return images.toSorted((a, b) => Number(isOnIpfs(b)) - Number(isOnIpfs(a)))
+    } catch (error) {
+      signal.throwIfAborted()
+      const reason = error instanceof Error ? error.message : String(error)
+      const sentence = `a snapshot was lost, and its image is not found: ${reason}`
+      this.#parts.log.warn({ layerChainId, reason }, sentence)
+      return []
+    }
+  }
+
+  /** Undefined if one of them is not ours. */
+  async #claimAll(
+    layers: readonly { readonly layerChainId: string }[],
+    layerChainId: string,
+    signal: AbortSignal,
+    image?: RememberedImage,
+  ): Promise<RecalledLayer[] | undefined> {
+    const recalled: RecalledLayer[] = []
+    for (const { layerChainId: chainId } of upTo(layers, layerChainId)) {
+      const labels: Labels = image === undefined ? new Map() : pullLabels(image, chainId)
+      const claimed = await this.claim({ layerChainId: chainId, labels, signal })
+      if (claimed === undefined) return undefined
+      recalled.push({ layerChainId: chainId, claimed })
+    }
+    return recalled
   }
 
   /** A layer of which all is here and was checked: it is that tar, whoever asks. */
@@ -543,4 +616,36 @@ function notChecked({ blobDigest, blobCid }: LayerRecord): LayerError {
     `layer ${blobDigest} at ${blobCid} had to be checked whole first, and could not be: the agent's log says why`,
     { digest: blobDigest, cid: blobCid },
   )
+}
+
+function isOnIpfs({ reference }: RememberedImage): boolean {
+  return reference.startsWith(`${IMAGE_HOST}/`)
+}
+
+/** The layers of which the uppermost has this chain ID. */
+function upTo<T extends { readonly layerChainId: string }>(
+  layers: readonly T[],
+  layerChainId: string,
+): readonly T[] {
+  return layers.slice(0, layers.findIndex((layer) => layer.layerChainId === layerChainId) + 1)
+}
+
+/** By the first of the images whose blob of the layer is still there. Rejects as the last of them. */
+async function unpackByAny(
+  images: readonly RememberedImage[],
+  { layer, mounts }: { readonly layer: RememberedLayer; readonly mounts: readonly Mount[] },
+  signal: AbortSignal,
+): Promise<void> {
+  let failure: unknown
+  for (const image of images) {
+    const its = image.layers.find(({ layerChainId }) => layerChainId === layer.layerChainId)
+    if (its === undefined) continue
+    try {
+      await image.unpack(its, mounts, signal)
+      return
+    } catch (error) {
+      failure = error
+    }
+  }
+  throw failure
 }

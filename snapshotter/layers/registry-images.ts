@@ -25,16 +25,12 @@ import type { TrustPolicies } from '../trust/trust-policies.ts'
 import { unlessAborted } from '../unless-aborted.ts'
 import type { Catalog, ImageLayer, ImageRecord } from './catalog.ts'
 import type { KnownIndexes } from './known-indexes.ts'
-
-/*
- * Labels that containerd's client sets where it is told to (pkg/snapshotters of containerd): for which image, manifest and layer
- * a snapshot is prepared, and which layers are still to come. They are the word of whoever may call the snapshotter, and of the
- * manifest that was pulled; nothing of them is believed that the registry does not say too.
- */
-const REFERENCE_LABEL = 'containerd.io/snapshot/cri.image-ref'
-const MANIFEST_DIGEST_LABEL = 'containerd.io/snapshot/cri.manifest-digest'
-const LAYER_DIGEST_LABEL = 'containerd.io/snapshot/cri.layer-digest'
-const LAYERS_LABEL = 'containerd.io/snapshot/cri.image-layers'
+import {
+  LAYER_DIGEST_LABEL,
+  LAYERS_LABEL,
+  MANIFEST_DIGEST_LABEL,
+  REFERENCE_LABEL,
+} from './pull-labels.ts'
 
 /** A label, in characters: containerd's own limit for a key and its value together. */
 const LABEL_CHARS_MAX = 4096

@@ -1,4 +1,5 @@
 import type { Labels } from './metastore.ts'
+import type { Mount } from './mounts.ts'
 
 /** What containerd tells of the layer that it is about to download. */
 export type ClaimRequest = {
@@ -18,6 +19,12 @@ export type ClaimedLayer = {
   readonly inodes: bigint
 }
 
+/** A layer that is claimed again, or whose files can be unpacked again onto mounts of those below it. */
+export type RecalledLayer = { readonly layerChainId: string } & (
+  | { readonly claimed: ClaimedLayer }
+  | { readonly unpack: (mounts: readonly Mount[], signal: AbortSignal) => Promise<void> }
+)
+
 /** Where committed snapshots come from that nobody unpacked. Snapshots own names and parents, this owns mounts. */
 export interface LazyLayers {
   /**
@@ -26,6 +33,12 @@ export interface LazyLayers {
    * layer is ours and cannot be had.
    */
   claim(request: ClaimRequest): Promise<ClaimedLayer | undefined>
+
+  /**
+   * The layers of which the uppermost has this chain ID, bottom first, for snapshots that were lost: from what is remembered of
+   * images, here or by containerd. Undefined if nobody knows. Rejects if one is ours and cannot be had.
+   */
+  recall(layerChainId: string, signal: AbortSignal): Promise<readonly RecalledLayer[] | undefined>
 
   /**
    * Mounts the layers of `chain`, topmost first, where they are not mounted, and resolves to directories for

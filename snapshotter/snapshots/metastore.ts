@@ -191,9 +191,11 @@ export class Metastore implements Disposable {
 
   /**
    * The committed snapshot of a lazy layer on this parent, found by its label, or added. Two namespaces of
-   * containerd that pull one image ask for the same one. Throws NOT_FOUND and INVALID_ARGUMENT.
+   * containerd that pull one image ask for the same one. `name` is for one that must have it, and is added. Throws NOT_FOUND,
+   * INVALID_ARGUMENT and ALREADY_EXISTS.
    */
   commitLayer(snapshot: {
+    name?: string
     layerChainId: string
     parent: string | undefined
     labels: Labels
@@ -208,10 +210,11 @@ export class Metastore implements Disposable {
         `${SELECT} WHERE snapshots.parent_id IS ? AND snapshots.kind = 'committed'
            AND snapshots.labels ->> ? = ?`,
       ).get(parent?.id ?? null, `$."${SNAPSHOT_REF_LABEL}"`, layerChainId)
-      if (found !== undefined) return recordOf(found)
+      if (found !== undefined && snapshot.name === undefined) return recordOf(found)
       const id = this.reserveId()
       // The chain ID, for people; the same chain may stand on another parent, of another name.
-      const name = this.find(layerChainId) === undefined ? layerChainId : `${layerChainId}@${id}`
+      const free = this.find(layerChainId) === undefined ? layerChainId : `${layerChainId}@${id}`
+      const name = snapshot.name ?? free
       return this.#insert({
         id,
         name,

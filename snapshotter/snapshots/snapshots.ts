@@ -1,11 +1,12 @@
 import { join } from 'node:path'
 import { SnapshotError } from '../errors.ts'
 import type { Log } from '../log.ts'
+import { unlessAborted } from '../unless-aborted.ts'
 import { WallClock } from './clock.ts'
 import { SnapshotDirectories } from './directories.ts'
 import { diskUsage } from './disk-usage.ts'
 import { type FieldOf, parseFilters } from './filters.ts'
-import type { LazyLayers } from './lazy-layers.ts'
+import type { LazyLayers, RecalledLayer } from './lazy-layers.ts'
 import {
   type ChainLink,
   type Labels,
@@ -35,6 +36,21 @@ export type NewSnapshot = {
 /** Set by containerd 2.3 and later: the chain ID of the parent, also where it prepares all layers at once, without parents. */
 const PARENT_CHAIN_ID_LABEL = 'containerd.io/snapshot/parent-chain-id'
 
+/**
+ * What the committed snapshot of a layer is called: its chain ID where we claimed it (`Metastore.commitLayer`), and where containerd
+ * unpacked it, `<namespace>/<number>/<chain ID>` (metadata/snapshot.go, createKey).
+ */
+const LAYER_SNAPSHOT_NAME = /^(?:[^/]+\/\d+\/)?(sha256:[0-9a-f]{64})(?:@\d+)?$/
+
+/** Key of a snapshot in which a lost layer is unpacked anew. */
+const RESTORE_PREFIX = 'ipdr-restore/'
+
+/** How long nobody is asked again for a snapshot that could not be restored, in ms. 10 s: CRI asks for all of its images, some again and again. */
+const RESTORE_PAUSE_MS = 10_000
+
+/** Snapshots that could not be restored and are remembered. 10,000 names of 71 bytes: 1 MB. */
+const UNRESTORED_MAX = 10_000
+
 /** Snapshots in one page of a list: what containerd's own server sends in one message. */
 const PAGE_SNAPSHOTS = 100
 
@@ -51,6 +67,10 @@ export class Snapshots implements AsyncDisposable {
   /** IDs whose directories are made and whose rows are not yet: no garbage. */
   readonly #beingMade = new Set<number>()
   readonly #inBackground = new Set<Promise<void>>()
+  /** The last lost snapshot that is being restored. One after the other: they have layers in common. */
+  #restoring: Promise<void> = Promise.resolve()
+  /** Since when it is known of lost snapshots that they cannot be restored, by name, in ms of `performance.now`. */
+  readonly #unrestored = new Map<string, number>()
   /** Committed snapshots whose directories somebody deleted. */
   #lost: ReadonlySet<number> = new Set()
 
@@ -139,8 +159,12 @@ export class Snapshots implements AsyncDisposable {
     }
   }
 
-  /** Throws NOT_FOUND. */
-  stat(key: string): SnapshotInfo {
+  /**
+   * Rejects with NOT_FOUND. A committed snapshot of a lazy layer that was lost, with the metastore or the whole root, is made anew if
+   * somebody still knows its image: containerd keeps its name for ever, and could not even pull the image again.
+   */
+  async stat(key: string, signal: AbortSignal): Promise<SnapshotInfo> {
+    await this.#restoreIfLost(key, signal)
     return this.#metastore.get(key)
   }
 
@@ -218,6 +242,7 @@ export class Snapshots implements AsyncDisposable {
 
   /** Waits for what runs in the background and closes the metastore. Twice is harmless. Nothing is unmounted. */
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#restoring
     await this.#settled()
     this.#metastore[Symbol.dispose]()
   }
@@ -228,6 +253,7 @@ export class Snapshots implements AsyncDisposable {
     if (layerChainId === undefined) return undefined
     // Unpacked in parallel, a layer gets its parent when it is committed: a claimed one never would.
     if (parent === undefined && labels.has(PARENT_CHAIN_ID_LABEL)) return undefined
+    await this.#restoreIfLost(parent, signal)
     if (parent !== undefined) this.#metastore.getParent(parent)
     const claimed = await this.#layers.claim({ layerChainId, labels, signal })
     if (claimed === undefined) return undefined
@@ -241,6 +267,70 @@ export class Snapshots implements AsyncDisposable {
     })
   }
 
+  /** What cannot be restored is left to be found missing. Rejects if the layer is ours and cannot be had. */
+  async #restoreIfLost(name: string | undefined, signal: AbortSignal): Promise<void> {
+    if (name === undefined || this.#metastore.find(name) !== undefined) return
+    const [, layerChainId] = LAYER_SNAPSHOT_NAME.exec(name) ?? []
+    if (layerChainId === undefined) return
+    const since = this.#unrestored.get(name)
+    if (since !== undefined && performance.now() - since < RESTORE_PAUSE_MS) return
+    const restoring = this.#restoring.then(() => this.#restore(name, layerChainId, signal))
+    this.#restoring = restoring.catch(() => undefined)
+    await unlessAborted(restoring, signal)
+  }
+
+  async #restore(name: string, layerChainId: string, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted()
+    // Whoever was before us may have asked for the same one.
+    if (this.#metastore.find(name) !== undefined) return
+    const layers = await this.#layers.recall(layerChainId, signal)
+    if (layers === undefined) {
+      if (this.#unrestored.size >= UNRESTORED_MAX) this.#unrestored.clear()
+      this.#unrestored.set(name, performance.now())
+      return
+    }
+    let parent: string | undefined
+    for (const layer of layers) {
+      const isAsked = layer === layers.at(-1)
+      parent = await this.#restoreLayer(layer, { parent, name: isAsked ? name : undefined }, signal)
+    }
+    this.#log.warn(
+      { snapshot: name, layers: layers.length },
+      `snapshot ${name} was lost on this node, and was made anew from what is known of its image`,
+    )
+  }
+
+  /** Returns the name of the committed snapshot: `name`, or that of one that is there already or its chain ID. */
+  async #restoreLayer(
+    layer: RecalledLayer,
+    { parent, name }: { readonly parent: string | undefined; readonly name: string | undefined },
+    signal: AbortSignal,
+  ): Promise<string> {
+    const { layerChainId } = layer
+    const labels = new Map([[SNAPSHOT_REF_LABEL, layerChainId]])
+    if ('claimed' in layer) {
+      const { layer: id, size, inodes } = layer.claimed
+      const usage = { size, inodes }
+      const named = name === undefined ? {} : { name }
+      const snapshot = { layerChainId, parent, labels, layer: id, usage, ...named }
+      return this.#metastore.commitLayer(snapshot).name
+    }
+    const wanted = name ?? layerChainId
+    if (this.#metastore.find(wanted) !== undefined) return wanted
+    const key = `${RESTORE_PREFIX}${wanted}`
+    // Of an agent that ended meanwhile.
+    if (this.#metastore.find(key) !== undefined) this.remove(key)
+    const mounts = await this.#create('active', { key, parent, labels: new Map() }, signal)
+    try {
+      await layer.unpack(mounts, signal)
+      await this.commit({ key, name: wanted, parent, labels: new Map() }, signal)
+    } catch (error) {
+      this.remove(key)
+      throw error
+    }
+    return wanted
+  }
+
   async #create(
     kind: 'active' | 'view',
     snapshot: NewSnapshot,
@@ -249,6 +339,7 @@ export class Snapshots implements AsyncDisposable {
     if (this.#metastore.find(snapshot.key) !== undefined) {
       throw new SnapshotError('ALREADY_EXISTS', `snapshot ${snapshot.key} already exists`)
     }
+    await this.#restoreIfLost(snapshot.parent, signal)
     const id = this.#metastore.reserveId()
     this.#beingMade.add(id)
     let created: SnapshotRecord | undefined

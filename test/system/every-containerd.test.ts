@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import { readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
@@ -170,6 +170,26 @@ describe.each(VERSIONS)('containerd %s', (version) => {
     )
     const read = await node.cri.execSync(container.id, ['cat', '/small'])
     expect(read.stdout).toBe('read lazily\n')
+  }, 120_000)
+
+  test('starts pods of its images after everything that the agent had was lost, without a pull', async () => {
+    const image = `ipdr.internal/${root}`
+    await onceServed(() => node.cri.pullImage(image))
+    await onceServed(() => node.cri.pullImage(plain))
+    await node.agent.stop()
+    rmSync(node.agent.root, { recursive: true })
+    await node.agent.start()
+    for (const each of [image, plain]) {
+      await using container = await onceServed(() =>
+        node.startContainer(each, ['sleep', 'infinity']),
+      )
+      const read = await node.cri.execSync(container.id, ['sha256sum', '/large'])
+      expect(read.stdout).toContain(hash('sha256', large))
+      const gone = await node.cri.execSync(container.id, ['cat', '/hidden'])
+      expect(gone.exitCode).not.toBe(0)
+    }
+    // And it can be pulled again, which containerd refuses for ever where a snapshot is lost.
+    await node.cri.pullImage(image)
   }, 120_000)
 })
 

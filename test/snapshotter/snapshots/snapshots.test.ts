@@ -14,8 +14,13 @@ import { join } from 'node:path'
 import { pino } from 'pino'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { SnapshotError } from '../../../snapshotter/errors.ts'
-import type { ClaimRequest, LazyLayers } from '../../../snapshotter/snapshots/lazy-layers.ts'
-import { type Labels, Snapshots } from '../../../snapshotter/snapshots/snapshots.ts'
+import type {
+  ClaimedLayer,
+  ClaimRequest,
+  LazyLayers,
+  RecalledLayer,
+} from '../../../snapshotter/snapshots/lazy-layers.ts'
+import { type Labels, type Mount, Snapshots } from '../../../snapshotter/snapshots/snapshots.ts'
 
 const { signal } = new AbortController()
 const log = pino({ level: 'silent' })
@@ -37,6 +42,14 @@ class FakeLayers implements LazyLayers {
   readonly releases: number[] = []
   /** Thrown by lowerDirs if set. */
   failure: Error | undefined
+  /** What is remembered of images, by the chain ID of their uppermost layer. */
+  readonly remembered = new Map<string, readonly RecalledLayer[]>()
+  readonly recalls: string[] = []
+
+  async recall(layerChainId: string): Promise<readonly RecalledLayer[] | undefined> {
+    this.recalls.push(layerChainId)
+    return this.remembered.get(layerChainId)
+  }
 
   async claim(
     request: ClaimRequest,
@@ -83,6 +96,87 @@ function directoryNames(): string[] {
 function failsWith(code: string): unknown {
   return expect.objectContaining({ code })
 }
+
+describe('a committed snapshot that was lost', () => {
+  const [lower, upper] = ['1', '2'].map((digit) => `sha256:${digit.repeat(64)}`) as [string, string]
+  const claimedAs = (layer: number): ClaimedLayer => ({ layer, size: 1_000n, inodes: 10n })
+
+  /** Two layers of an image that is remembered. */
+  function rememberedLayers(): FakeLayers {
+    const layers = new FakeLayers()
+    layers.remembered.set(upper, [
+      { layerChainId: lower, claimed: claimedAs(1) },
+      { layerChainId: upper, claimed: claimedAs(2) },
+    ])
+    return layers
+  }
+
+  test('is there again when it is asked for, and all below it', async () => {
+    await using snapshots = await open(rememberedLayers())
+    expect(await snapshots.stat(upper, signal)).toMatchObject({ kind: 'committed', parent: lower })
+    expect((await snapshots.stat(lower, signal)).parent).toBeUndefined()
+    expect(snapshots.layersUnder(upper)).toEqual([1])
+  })
+
+  test('can be built on at once, also by several at a time and under the name that containerd has for it', async () => {
+    const layers = rememberedLayers()
+    await using snapshots = await open(layers)
+    const parents = [`k8s.io/3/${upper}`, `${upper}@7`, upper, upper]
+    const keys = await Promise.all(
+      parents.map(async (parent, index) => {
+        const key = `k${index}`
+        await snapshots.prepare({ key, parent, labels: none }, signal)
+        return key
+      }),
+    )
+    for (const key of keys) expect(snapshots.layersUnder(key)).toEqual([2, 1])
+    expect((await snapshots.stat(`k8s.io/3/${upper}`, signal)).parent).toBe(lower)
+  })
+
+  test('is unpacked anew where it was no layer of ours, and is not there if that fails', async () => {
+    const layers = new FakeLayers()
+    const mounts: string[] = []
+    const unpack = async ([mount]: readonly Mount[]): Promise<void> => {
+      mounts.push(mount?.type ?? '')
+      if (mounts.length === 2) throw new SnapshotError('NOT_FOUND', 'its blob is gone')
+      writeFileSync(
+        join(
+          mount?.options.find((each) => each.startsWith('upperdir='))?.slice(9) ??
+            mount?.source ??
+            '',
+          'file',
+        ),
+        'here',
+      )
+    }
+    layers.remembered.set(upper, [
+      { layerChainId: lower, unpack },
+      { layerChainId: upper, unpack },
+    ])
+    await using snapshots = await open(layers)
+    const name = `k8s.io/3/${upper}`
+    await expect(snapshots.stat(name, signal)).rejects.toThrow('its blob is gone')
+    expect(mounts).toEqual(['bind', 'overlay'])
+    // What was unpacked before is kept, and nothing else.
+    expect([...snapshots.list([])].flat().map((each) => each.name)).toEqual([lower])
+    expect(await snapshots.stat(name, signal)).toMatchObject({ parent: lower })
+    expect(mounts).toHaveLength(3)
+    expect((await snapshots.usage(name, signal)).inodes).toBeGreaterThan(0n)
+  })
+
+  test('stays lost if nobody knows its image, which is not asked again and again', async () => {
+    const layers = new FakeLayers()
+    await using snapshots = await open(layers)
+    for (let attempt = 0; attempt < 3; attempt++) {
+      await expect(snapshots.stat(upper, signal)).rejects.toEqual(failsWith('NOT_FOUND'))
+    }
+    expect(layers.recalls).toEqual([upper])
+    for (const name of ['container', 'k8s.io/4/container', 'sha256:1', `x/${upper}`]) {
+      await expect(snapshots.stat(name, signal)).rejects.toEqual(failsWith('NOT_FOUND'))
+    }
+    expect(layers.recalls).toEqual([upper])
+  })
+})
 
 describe('a Prepare that asks for a layer by its chain ID', () => {
   test('commits the layer on the parent that was given, so that containerd finds it', async () => {
@@ -160,7 +254,7 @@ describe('a Prepare that asks for a layer by its chain ID', () => {
       signal,
     )
     expect(prepared.kind).toBe('active')
-    expect(snapshots.stat('k').kind).toBe('active')
+    expect((await snapshots.stat('k', signal)).kind).toBe('active')
   })
 
   test('fails if the layer is ours and cannot be had, and leaves nothing', async () => {

@@ -1,0 +1,8 @@
+// Original file: proto/containerd/namespaces.proto
+
+
+export interface ListNamespacesRequest {
+}
+
+export interface ListNamespacesRequest__Output {
+}
