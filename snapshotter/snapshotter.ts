@@ -31,6 +31,7 @@ import { encodePrefetchList } from './prefetch/prefetch-list.ts'
 import { PREFETCH_ALL, type PrefetchConfig, Prefetcher } from './prefetch/prefetcher.ts'
 import { StartRecorder } from './prefetch/start-recorder.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
+import { setAsideDamaged } from './set-aside-damaged.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
 import { TrustPolicies } from './trust/trust-policies.ts'
 
@@ -167,6 +168,7 @@ export class Snapshotter implements AsyncDisposable {
         `layers are not mounted lazily, images are downloaded whole and unpacked: ${kernel.reason}`,
       )
     }
+    setAsideDamaged(config.root, log)
     const places = layerPlaces(config.root, config.fuse?.dir ?? '')
     const catalog = opened.use(new Catalog(`${config.root}/catalog.db`))
     const queue = new FetchQueue<Uint8Array>({
