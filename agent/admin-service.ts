@@ -51,6 +51,7 @@ export function adminService(
       return {
         version,
         pid: process.pid,
+        supervisorPid: process.ppid,
         startedAt,
         rung: snapshotter.kernel.rung,
         rungReason: snapshotter.kernel.reason,

@@ -6,6 +6,7 @@ import { type Config, parseConfig, readConfig } from './config.ts'
 import { runDataWorker } from './data-worker.ts'
 import { createLogger, type Logger } from './logger.ts'
 import { serviceNotifier } from './service-notify.ts'
+import { Succession } from './succession.ts'
 import { supervise } from './supervisor.ts'
 
 /** Exit codes of sysexits(3): a wrong command line or configuration, and missing permission. */
@@ -32,6 +33,10 @@ async function main(): Promise<number> {
     .scriptName('ipdr-agent')
     .usage('$0 [options]\n\nRuns containers straight from IPFS: the agent of one node.')
     .command('$0', 'run the agent: a supervisor and its data worker')
+    .command(
+      'upgrade',
+      'have the running agent make room for this version, or read its configuration anew; no pod notices',
+    )
     .command('data-worker', false)
     .option('config', {
       type: 'string',
@@ -62,18 +67,78 @@ async function main(): Promise<number> {
     )
     return EXIT.noPermission
   }
+  if (command._[0] === 'upgrade') return await runUpgrade(config, stop.signal)
   const isWorker = command._[0] === 'data-worker'
   const log = createLogger(config.log, isWorker ? 'data-worker' : 'supervisor')
   try {
     if (isWorker) {
       await runDataWorker(config, { fuseFd: command['fuse-fd'] }, stop.signal, log)
     } else {
-      const notifier = serviceNotifier(process.env['NOTIFY_SOCKET'], log)
-      await supervise(config, command.config, stop.signal, { log, notifier })
+      await runSupervisor(config, command.config, stop.signal, log)
     }
     return EXIT.ok
   } catch (error) {
     logFatal(log, error)
+    return EXIT.failure
+  }
+}
+
+/** Supervises until it is stopped, or becomes another version by SIGHUP. */
+async function runSupervisor(
+  config: Config,
+  configPath: string | undefined,
+  stop: AbortSignal,
+  log: Logger,
+): Promise<void> {
+  const notifier = serviceNotifier(process.env['NOTIFY_SOCKET'], log)
+  const succession = new Succession(process.env, hideBin(process.argv))
+  const handOver = new AbortController()
+  let isChecking = false
+  process.on('SIGHUP', () => {
+    // From a terminal that closes it means the end, as of any program.
+    if (process.stderr.isTTY) {
+      process.kill(process.pid, 'SIGTERM')
+      return
+    }
+    if (isChecking) return
+    isChecking = true
+    succession
+      .check()
+      .then(
+        () => handOver.abort(),
+        (error: unknown) => log.error({}, `this version goes on: ${sentenceOf(error)}`),
+      )
+      .finally(() => {
+        isChecking = false
+      })
+  })
+  const { previous } = succession
+  const end = await supervise(config, configPath, stop, {
+    log,
+    notifier,
+    handOver: handOver.signal,
+    isTrial: previous !== undefined,
+  })
+  if (end === 'handed over') {
+    log.info({ program: succession.next }, 'making room for the next version')
+    succession.handOver()
+  }
+  if (end === 'failed trial' && previous !== undefined) {
+    log.error(
+      { program: previous },
+      'the worker of this version does not come up: the one before comes back',
+    )
+    succession.revert(previous)
+  }
+}
+
+async function runUpgrade(config: Config, signal: AbortSignal): Promise<number> {
+  const { upgrade } = await import('./upgrade.ts')
+  try {
+    process.stdout.write(`${await upgrade(config, signal)}\n`)
+    return EXIT.ok
+  } catch (error) {
+    process.stderr.write(`ipdr-agent: ${sentenceOf(error)}\n`)
     return EXIT.failure
   }
 }

@@ -32,7 +32,27 @@ const MEMORY_FLAGS = [
   '--external-memory-accounted-in-global-limit',
 ] as const
 
-type Shared = { readonly log: Logger; readonly notifier?: Notifier }
+/** A version that was put in another one's place must bring a worker up in so many attempts, and in this time, or the other one comes back. */
+const TRIAL_DEATHS_MAX = 3
+const TRIAL_MS = 60_000
+
+type Shared = {
+  readonly log: Logger
+  readonly notifier?: Notifier
+  /** Aborts when another version, or configuration, is to take this one's place: everything stays mounted then. */
+  readonly handOver?: AbortSignal
+  /** Whether this one took another version's place, which can come back. */
+  readonly isTrial?: boolean
+}
+
+/** Why a supervisor ended. */
+export type SuperviseEnd =
+  /** It was told to stop. */
+  | 'stopped'
+  /** It was told to make room for its successor. */
+  | 'handed over'
+  /** Its worker does not come up, and there is a version that did. */
+  | 'failed trial'
 
 /**
  * Keeps the node's FUSE connection and a data worker running until `stop` aborts. The worker may crash, hang or be
@@ -43,8 +63,8 @@ export async function supervise(
   config: Config,
   configPath: string | undefined,
   stop: AbortSignal,
-  { log, notifier = noNotifier }: Shared,
-): Promise<void> {
+  { log, notifier = noNotifier, handOver = new AbortController().signal, isTrial = false }: Shared,
+): Promise<SuperviseEnd> {
   const places = placesOf(config)
   using _lock = lockRoot(config.root)
   const fuse = openFuseConnection(places, log)
@@ -53,18 +73,22 @@ export async function supervise(
   using _signs = { [Symbol.dispose]: () => clearInterval(signs) }
   let backoffMs = BACKOFF_FIRST_MS
   let inUse = true
-  while (!stop.aborted) {
+  const trial = new Trial(isTrial)
+  const ending = AbortSignal.any([stop, handOver, trial.failed])
+  while (!ending.aborted) {
     const startedAt = performance.now()
     const end = await runWorker({
       configPath,
       compileCacheDir: `${config.root}/compile-cache`,
       fuse,
-      stop,
+      stop: ending,
       log,
       notifier,
+      onReady: () => trial.passed(),
     })
     if (end.stopped !== undefined) inUse = end.stopped.lazyMountsInUse > 0
-    if (stop.aborted) break
+    if (ending.aborted) break
+    trial.died()
     const ranMs = performance.now() - startedAt
     backoffMs =
       ranMs > STEADY_AFTER_MS ? BACKOFF_FIRST_MS : Math.min(backoffMs * 2, BACKOFF_LONGEST_MS)
@@ -72,14 +96,43 @@ export async function supervise(
       { ...end.reason, ranMs: Math.round(ranMs), retryMs: backoffMs },
       `data worker ended; containers wait for uncached bytes until it is back in ${backoffMs} ms`,
     )
-    await pause(backoffMs, stop)
+    await pause(backoffMs, ending)
   }
+  if (!stop.aborted) return handOver.aborted ? 'handed over' : 'failed trial'
   notifier.stopping()
   if (inUse || !closeFuseConnection(places)) {
     log.info(
       { keeperPid: fuse.keeperPid },
       'lazy mounts are in use: they stay, held by the FUSE keeper',
     )
+  }
+  return 'stopped'
+}
+
+/** The time in which a new version has to show that its worker comes up. */
+class Trial {
+  readonly #failed = new AbortController()
+  readonly #timer: NodeJS.Timeout | undefined
+  #isOver: boolean
+  #deaths = 0
+
+  constructor(isTrial: boolean) {
+    this.#isOver = !isTrial
+    if (isTrial) this.#timer = setTimeout(() => this.#failed.abort(), TRIAL_MS)
+  }
+
+  get failed(): AbortSignal {
+    return this.#failed.signal
+  }
+
+  passed(): void {
+    this.#isOver = true
+    clearTimeout(this.#timer)
+  }
+
+  died(): void {
+    this.#deaths++
+    if (!this.#isOver && this.#deaths >= TRIAL_DEATHS_MAX) this.#failed.abort()
   }
 }
 
@@ -95,6 +148,7 @@ type WorkerStart = {
   readonly stop: AbortSignal
   readonly log: Logger
   readonly notifier: Notifier
+  readonly onReady: () => void
 }
 
 async function runWorker(start: WorkerStart): Promise<WorkerEnd> {
@@ -112,6 +166,7 @@ async function runWorker(start: WorkerStart): Promise<WorkerEnd> {
           'data worker is ready',
         )
         notifier.ready()
+        start.onReady()
         break
       case 'alive':
         break

@@ -32,6 +32,8 @@ type AgentConfig = {
   readonly keyProviders?: string
   readonly keyProvider?: { readonly wrapKeys?: Readonly<Record<string, string>> }
   readonly logLevel?: 'trace' | 'debug'
+  /** By which it is started; by default the one of this tree. */
+  readonly program?: string
 }
 
 type LogLine = { readonly msg?: string; readonly [fact: string]: unknown }
@@ -50,6 +52,7 @@ export class AgentProcess implements AsyncDisposable {
   /** What it was started with. */
   readonly configPath: string
   readonly #scratch: Scratch
+  readonly #program: string
   readonly #lines: LogLine[] = []
   readonly #watchers = new Set<(line: LogLine) => void>()
   #process: ChildProcess | undefined
@@ -69,6 +72,7 @@ export class AgentProcess implements AsyncDisposable {
     this.monitoringUrl = `http://127.0.0.1:${ports.monitoring}`
     this.logPath = join(scratch.dir, 'agent.log')
     this.configPath = join(scratch.dir, 'agent.json')
+    this.#program = config.program ?? join(ROOT, 'agent/cli/bin/ipdr-agent')
     const { gateways = [], peers = [], bitswap = peers.length > 0 } = config
     writeFileSync(
       this.configPath,
@@ -107,7 +111,7 @@ export class AgentProcess implements AsyncDisposable {
   /** Starts it again, after `stop` or a kill, on what it had. */
   async start(): Promise<void> {
     const ready = this.logged('data worker is ready')
-    const child = spawn(join(ROOT, 'agent/cli/bin/ipdr-agent'), ['--config', this.configPath], {
+    const child = spawn(this.#program, ['--config', this.configPath], {
       stdio: ['ignore', 'ignore', 'pipe'],
     })
     if (child.pid !== undefined) this.#scratch.own(child.pid)

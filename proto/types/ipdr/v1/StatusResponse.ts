@@ -26,6 +26,7 @@ export interface StatusResponse {
   'storeLimitBytes'?: (number | string | Long);
   'prefetchedBytes'?: (number | string | Long);
   'prefetchedUsedBytes'?: (number | string | Long);
+  'supervisorPid'?: (number);
 }
 
 export interface StatusResponse__Output {
@@ -48,4 +49,5 @@ export interface StatusResponse__Output {
   'storeLimitBytes': (string);
   'prefetchedBytes': (string);
   'prefetchedUsedBytes': (string);
+  'supervisorPid': (number);
 }
