@@ -5,7 +5,7 @@ SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/node_modules/node/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages demo test test-unit test-peers check format bench clean
+.PHONY: help install packages demo test test-unit test-peers test-faults check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ test-peers: install ## run the tests with peers that Go builds first: kube-apise
 	@node test/support/remove-leftovers.ts
 	@node test/support/build-go-programs.ts
 	@vitest run --dir test/peers --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
+
+test-faults: install ## 500 kills and other faults at random points; prints its seed, FAULT_SEED=n repeats it, about an hour
+	@node test/support/remove-leftovers.ts
+	@FAULTS=$${FAULTS:-500} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} vitest run --dir test/faults --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
 
 check: node_modules/.installed ## check types, lint and format
 	@npm run --silent check

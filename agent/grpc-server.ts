@@ -45,6 +45,9 @@ const DETAILS_LENGTH_MAX = 2_048
 /** 10 s: a page fault's deadline, the longest that a call is expected to wait for. */
 const CLOSE_GRACE_MS = 10_000
 
+/** How often it is looked whether the socket is still there, in ms. 1 s: containerd's client tries again for 3 s. */
+const WATCH_MS = 1_000
+
 /** How long cancelled calls may take to notice, in ms. 2 s: a few turns of a busy event loop. */
 const CANCEL_GRACE_MS = 2_000
 
@@ -59,6 +62,8 @@ export class GrpcServer implements AsyncDisposable {
   /** Calls under way, each with what cancels it. */
   readonly #calls = new Map<Promise<void>, AbortController>()
   #closed: Promise<void> | undefined
+  #watching: NodeJS.Timeout | undefined
+  #rebinding: Promise<void> | undefined
 
   private constructor(config: GrpcServerConfig, collaborators: GrpcServerCollaborators) {
     const { messageBytesMax = MESSAGE_BYTES_MAX } = config
@@ -85,7 +90,13 @@ export class GrpcServer implements AsyncDisposable {
     }
     await assertFree(config.socketPath)
     collaborators.signal.throwIfAborted()
-    await grpc.#bind()
+    try {
+      await grpc.#bind()
+    } catch (error) {
+      grpc.#server.forceShutdown()
+      throw error
+    }
+    grpc.#watch()
     return grpc
   }
 
@@ -97,6 +108,8 @@ export class GrpcServer implements AsyncDisposable {
 
   async #close(): Promise<void> {
     const { log } = this.#collaborators
+    clearInterval(this.#watching)
+    await this.#rebinding
     // Deleted while we still answer on it: later it might be a successor's.
     await rm(this.#config.socketPath, { force: true })
     const refusing = new Promise<void>((resolve) => {
@@ -129,12 +142,43 @@ export class GrpcServer implements AsyncDisposable {
       })
       await chmod(path, 0o600)
       await rename(path, socketPath)
-    } catch (error) {
-      this.#server.forceShutdown()
-      throw error
     } finally {
       await rm(privateDir, { recursive: true })
     }
+  }
+
+  /** Listens again where somebody has removed the socket: whoever is connected would go on, and nobody else could come. */
+  #watch(): void {
+    const { log } = this.#collaborators
+    const { socketPath } = this.#config
+    this.#watching = setInterval(() => {
+      this.#rebinding ??= this.#rebindIfGone()
+        .catch((error: unknown) => {
+          const reason = error instanceof Error ? error.message : String(error)
+          log.error(
+            { socketPath },
+            `${socketPath} was removed, and cannot be made again: ${reason}`,
+          )
+        })
+        .finally(() => {
+          this.#rebinding = undefined
+        })
+    }, WATCH_MS)
+    this.#watching.unref()
+  }
+
+  async #rebindIfGone(): Promise<void> {
+    const { socketPath } = this.#config
+    const isGone = await lstat(socketPath).then(
+      () => false,
+      (error: NodeJS.ErrnoException) => error.code === 'ENOENT',
+    )
+    if (!isGone || this.#closed !== undefined) return
+    await this.#bind()
+    this.#collaborators.log.warn(
+      { socketPath },
+      `listens again at ${socketPath}, which somebody removed`,
+    )
   }
 
   #handlersOf({ definition, methods }: Service): UntypedServiceImplementation {

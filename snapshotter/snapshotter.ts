@@ -535,15 +535,19 @@ export class Snapshotter implements AsyncDisposable {
    */
   async collectGarbage(targetBytes: number): Promise<{ freedBytes: number; layers: number }> {
     const before = await this.storeBytes()
-    const used = this.snapshots.layers()
+    const { layers } = this.#parts
+    const isUnused = (record: LayerRecord): boolean =>
+      !this.snapshots.layers().has(record.id) && !layers.isBuilding(record)
     const unused = this.#parts.catalog
       .layers()
-      .filter(({ id }) => !used.has(id))
+      .filter(isUnused)
       .toSorted((a, b) => a.lastUsedMs - b.lastUsedMs)
     let removed = 0
     for (const record of unused) {
       if ((await this.storeBytes()) <= targetBytes && targetBytes > 0) break
-      await this.#parts.layers.remove(record)
+      // Pulled since we looked.
+      if (!isUnused(record)) continue
+      await layers.remove(record)
       removed += 1
     }
     this.#forgetImagesWithoutLayers()

@@ -75,6 +75,8 @@ export class Layers implements LazyLayers, AsyncDisposable {
   /** Layers being built, by the CID of their blob: images pulled at once share them. */
   readonly #building = new Map<string, Building>()
   readonly #verifying = new Map<number, Promise<void>>()
+  /** Layers being deleted, by the CID of their blob: one that is asked for meanwhile is built anew. */
+  readonly #removing = new Map<string, Promise<void>>()
 
   constructor(parts: Parts) {
     this.#parts = parts
@@ -312,6 +314,8 @@ export class Layers implements LazyLayers, AsyncDisposable {
 
   async #ofBlob(layer: ImageLayer): Promise<LayerRecord> {
     const { catalog } = this.#parts
+    // Once it is gone, it is built anew.
+    await this.#removing.get(layer.blobCid)?.catch(() => undefined)
     const known = catalog.layerByBlob(layer.blobCid)
     if (known?.state === 'ready') return known
     if (known?.state === 'corrupt') throw notAsPromised(layer)
@@ -453,14 +457,46 @@ export class Layers implements LazyLayers, AsyncDisposable {
     if (held.file.isComplete) await this.#verifyOnce(record.id)
   }
 
-  /** Deletes a layer that no snapshot has. Rejects with LayerError FAILED_PRECONDITION while it is mounted. */
+  /** Whether a layer is being made mountable at this moment: its files are written, and whoever waits for it needs it. */
+  isBuilding({ blobCid }: LayerRecord): boolean {
+    return this.#building.has(blobCid)
+  }
+
+  /** Deletes a layer that no snapshot has. Rejects with LayerError FAILED_PRECONDITION while it is mounted, or being built. */
   async remove(record: LayerRecord): Promise<void> {
+    const { blobCid } = record
+    if (this.isBuilding(record)) {
+      throw new LayerError(
+        'FAILED_PRECONDITION',
+        `layer ${record.blobDigest} is not removed: an image is being pulled that has it`,
+      )
+    }
+    const removing =
+      this.#removing.get(blobCid) ??
+      this.#remove(record).finally(() => this.#removing.delete(blobCid))
+    this.#removing.set(blobCid, removing)
+    await removing
+  }
+
+  /** Whether a layer that was claimed a moment ago is still here, and stays if a snapshot names it in the same turn. */
+  holds(layer: number): boolean {
+    const record = this.#parts.catalog.layer(layer)
+    return record !== undefined && !this.#removing.has(record.blobCid)
+  }
+
+  async #remove(record: LayerRecord): Promise<void> {
     const { catalog, store, builder, mounts, server, shared } = this.#parts
+    const held = store.get(fuseInode(record.id))
     mounts.release(record.id)
     await mounts.removeDerivedFrom(record.id)
     server?.remove(fuseInode(record.id))
-    // The row goes last: files without one would be found and deleted, a row without files would be a layer.
-    await store.remove(fuseInode(record.id))
+    try {
+      // The row goes last: files without one would be found and deleted, a row without files would be a layer.
+      await store.remove(fuseInode(record.id))
+    } catch (error) {
+      if (held !== undefined) server?.add(held)
+      throw error
+    }
     shared.forget(record.id)
     builder.forget(record.id)
     catalog.removeLayer(record.id)

@@ -34,6 +34,9 @@ export interface LazyLayers {
    */
   claim(request: ClaimRequest): Promise<ClaimedLayer | undefined>
 
+  /** Whether a claimed layer is still there: it may be deleted as long as no snapshot names it, and not in the turn of this call. */
+  holds(layer: number): boolean
+
   /**
    * The layers of which the uppermost has this chain ID, bottom first, for snapshots that were lost: from what is remembered of
    * images, here or by containerd. Undefined if nobody knows. Rejects if one is ours and cannot be had.

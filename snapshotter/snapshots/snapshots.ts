@@ -255,7 +255,12 @@ export class Snapshots implements AsyncDisposable {
     if (parent === undefined && labels.has(PARENT_CHAIN_ID_LABEL)) return undefined
     await this.#restoreIfLost(parent, signal)
     if (parent !== undefined) this.#metastore.getParent(parent)
-    const claimed = await this.#layers.claim({ layerChainId, labels, signal })
+    let claimed = await this.#layers.claim({ layerChainId, labels, signal })
+    // Deleted by garbage collection between its claim and its snapshot.
+    while (claimed !== undefined && !this.#layers.holds(claimed.layer)) {
+      signal.throwIfAborted()
+      claimed = await this.#layers.claim({ layerChainId, labels, signal })
+    }
     if (claimed === undefined) return undefined
     const { layer, size, inodes } = claimed
     return this.#metastore.commitLayer({
@@ -310,6 +315,9 @@ export class Snapshots implements AsyncDisposable {
     const labels = new Map([[SNAPSHOT_REF_LABEL, layerChainId]])
     if ('claimed' in layer) {
       const { layer: id, size, inodes } = layer.claimed
+      if (!this.#layers.holds(id)) {
+        throw new SnapshotError('ABORTED', `layer ${layerChainId} was removed meanwhile: try again`)
+      }
       const usage = { size, inodes }
       const named = name === undefined ? {} : { name }
       const snapshot = { layerChainId, parent, labels, layer: id, usage, ...named }

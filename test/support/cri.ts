@@ -189,9 +189,15 @@ export class Cri implements Disposable {
   }
 
   /** Stops a pod and removes it, with its containers. */
-  async removePodSandbox({ id: podSandboxId }: Pod): Promise<void> {
+  async removePodSandbox({ id: podSandboxId }: Pick<Pod, 'id'>): Promise<void> {
     await this.#runtime.calls.StopPodSandbox({ podSandboxId }, { signal: deadline() })
     await this.#runtime.calls.RemovePodSandbox({ podSandboxId }, { signal: deadline() })
+  }
+
+  /** IDs of all pods. */
+  async listPodSandboxes(): Promise<string[]> {
+    const { items } = await this.#runtime.calls.ListPodSandbox({}, { signal: deadline() })
+    return items.map(({ id }) => id)
   }
 
   [Symbol.dispose](): void {

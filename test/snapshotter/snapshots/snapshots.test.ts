@@ -46,6 +46,13 @@ class FakeLayers implements LazyLayers {
   readonly remembered = new Map<string, readonly RecalledLayer[]>()
   readonly recalls: string[] = []
 
+  /** Layers that were deleted since they were claimed. */
+  readonly gone = new Set<number>()
+
+  holds(layer: number): boolean {
+    return !this.gone.delete(layer)
+  }
+
   async recall(layerChainId: string): Promise<readonly RecalledLayer[] | undefined> {
     this.recalls.push(layerChainId)
     return this.remembered.get(layerChainId)
@@ -255,6 +262,19 @@ describe('a Prepare that asks for a layer by its chain ID', () => {
     )
     expect(prepared.kind).toBe('active')
     expect((await snapshots.stat('k', signal)).kind).toBe('active')
+  })
+
+  test('claims a layer again that was deleted before its snapshot was there', async () => {
+    const layers = new FakeLayers()
+    layers.known.set('sha256:c1', 1)
+    layers.gone.add(1)
+    await using snapshots = await open(layers)
+    const prepared = await snapshots.prepare(
+      { key: 'k', parent: undefined, labels: refOf('sha256:c1') },
+      signal,
+    )
+    expect(prepared.kind).toBe('committed')
+    expect(layers.claims).toHaveLength(2)
   })
 
   test('fails if the layer is ours and cannot be had, and leaves nothing', async () => {

@@ -1,0 +1,184 @@
+import { readFileSync } from 'node:fs'
+import { access } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { afterAll, beforeAll, expect, test, vi } from 'vitest'
+import { onceServed } from '../support/lazy-node.ts'
+import { seeded } from '../support/seeded.ts'
+import { removeLeases, viewsOf } from './leftovers.ts'
+import { type FaultImage, World } from './world.ts'
+
+/** How many faults. `make test-faults` asks for 500, `make test` for a few of each kind. */
+const FAULTS = Number(process.env['FAULTS'] ?? 24)
+const SEED = Number(process.env['FAULT_SEED'] ?? 1)
+
+/** At most so long after the round begins a fault strikes, in ms: from the first call of a pull to a running container. */
+const STRIKE_WITHIN_MS = 400
+
+/** One fault and its repair take some seconds; a loaded machine several times as long. */
+const ROUND_MS = 60_000
+
+const opened = new AsyncDisposableStack()
+let world: World
+
+/** What strikes, and how it is over. */
+const faults: Readonly<Record<string, () => Promise<void>>> = {
+  'the data worker is killed': () => world.node.agent.killWorker(),
+  'the supervisor is killed': async () => {
+    await world.node.agent.stop('SIGKILL')
+    await world.node.agent.start()
+  },
+  'supervisor, worker and keeper are killed': async () => {
+    const { agent } = world.node
+    const record = readFileSync(join(agent.runDir, 'fuse-keeper.json'), 'utf8')
+    const { pid } = JSON.parse(record) as { pid: number }
+    const worker = agent.workerPid
+    await agent.stop('SIGKILL')
+    for (const each of [worker, pid]) process.kill(each, 'SIGKILL')
+    await agent.start()
+  },
+  'the agent is stopped and started': async () => {
+    await world.node.agent.stop()
+    await world.node.agent.start()
+  },
+  'the agent makes room for itself': async () => {
+    const ready = world.node.agent.logged('data worker is ready')
+    process.kill(world.node.agent.pid, 'SIGHUP')
+    await ready
+  },
+  'containerd is killed': () => world.node.containerd.restart('SIGKILL'),
+  'all that is not in use is evicted': () => world.evict(),
+  "the snapshotter's socket is removed": async () => {
+    const again = world.node.agent.logged('listens again')
+    world.removeSocket()
+    await again
+  },
+}
+
+beforeAll(async () => {
+  world = opened.use(await World.make(4))
+}, 120_000)
+
+afterAll(() => opened.disposeAsync(), 120_000)
+
+test(
+  `after each of ${FAULTS} faults at random points of pull, mount, read, commit, remove and evict (seed ${SEED}) containers read what they should, and all views agree`,
+  async () => {
+    const random = seeded(SEED)
+    const { node, images } = world
+    const names = Object.keys(faults)
+    // One container that lives through all of it.
+    const [witnessed] = images
+    if (witnessed === undefined) throw new Error('no image')
+    await node.cri.pullImage(witnessed.reference)
+    const witness = await world.startReader(witnessed)
+    let [read, rounds] = [0, 0]
+    for (let round = 0; round < FAULTS; round++) {
+      const name = names[round < names.length ? round : random(names.length)] ?? ''
+      const image = images[random(images.length)] ?? witnessed
+      world.forgetPages()
+      const churning = churn(image)
+      await setTimeout(random(STRIKE_WITHIN_MS))
+      await faults[name]?.()
+      await churning
+      read = await judge(witness.id, witnessed, { read, name })
+      await agree(name)
+      rounds++
+    }
+    await witness[Symbol.asyncDispose]()
+    await nothingIsLeft()
+    expect(rounds).toBe(FAULTS)
+  },
+  FAULTS * ROUND_MS,
+)
+
+/** A pull, a container that reads, and its end; the image too, at times. Calls that a fault broke are made again, as the kubelet does. */
+async function churn(image: FaultImage): Promise<void> {
+  const { node } = world
+  const again = <T>(call: () => Promise<T>): Promise<T> => tried(() => onceServed(call))
+  await again(() => node.cri.pullImage(image.reference))
+  const container = await again(() => world.startReader(image))
+  await judge(container.id, image, { read: 0, name: 'churn' })
+  await again(async () => container[Symbol.asyncDispose]())
+  if (image !== world.images[0]) await again(() => node.cri.removeImage(image.reference))
+}
+
+/** containerd answers some calls that were broken off with reasons of all kinds; the kubelet tries all of them again. */
+async function tried<T>(call: () => Promise<T>): Promise<T> {
+  const deadline = Date.now() + ROUND_MS / 2
+  for (;;) {
+    try {
+      return await call()
+    } catch (error) {
+      if (Date.now() > deadline) throw error
+      await setTimeout(100)
+    }
+  }
+}
+
+/** Every digest that a container tells is the right one, and it goes on to tell some. Returns how many lines it has told. */
+async function judge(
+  id: string,
+  { sha256 }: FaultImage,
+  { read, name }: { readonly read: number; readonly name: string },
+): Promise<number> {
+  const lines = await vi.waitFor(async () => {
+    const told = (await tried(() => world.node.cri.logOf(id))).trim().split('\n')
+    const right = told.slice(read).filter((line) => line.startsWith(sha256)).length
+    expect(right > 1 ? 'it reads' : `${name}: it has told ${right} times what it read`).toBe(
+      'it reads',
+    )
+    return told
+  }, ROUND_MS / 2)
+  const wrong = lines.filter((line) => line !== '' && line !== 'failed' && !line.startsWith(sha256))
+  expect({ name, wrong }).toEqual({ name, wrong: [] })
+  return lines.length
+}
+
+/** Once everything that runs in the background has ended. */
+async function agree(name: string): Promise<void> {
+  await vi.waitFor(async () => {
+    const views = await viewsOf(world.node)
+    expect({ name, snapshots: views.ourSnapshots }).toEqual({
+      name,
+      snapshots: views.containerdSnapshots,
+    })
+    expect({ name, mounts: views.agentMounts }).toEqual({ name, mounts: views.kernelMounts })
+    expect({ name, layers: views.layerFolders }).toEqual({ name, layers: views.agentLayers })
+    expect({ name, fuse: views.fuseMounts, dead: views.deadLoops }).toEqual({
+      name,
+      fuse: 1,
+      dead: [],
+    })
+  }, ROUND_MS / 2)
+}
+
+async function nothingIsLeft(): Promise<void> {
+  const { node, images } = world
+  // Of starts that a fault broke off, as the kubelet finds them.
+  for (const id of await node.cri.listPodSandboxes()) {
+    await tried(() => node.cri.removePodSandbox({ id }))
+  }
+  for (const image of images) await tried(() => node.cri.removeImage(image.reference))
+  await removeLeases(node)
+  await vi.waitFor(async () => {
+    const views = await viewsOf(node)
+    // The pods' own image, of one layer.
+    expect(views.ourSnapshots).toHaveLength(1)
+    expect(views.directories).toBe(1)
+    expect(views.kernelMounts).toEqual([])
+    expect(views.loops).toBe(0)
+  }, ROUND_MS)
+  await world.evict()
+  await vi.waitFor(async () => {
+    // A thread that serves the kernel lets go of a file with its next request.
+    await Promise.all(
+      Array.from({ length: 20 }, (_, name) =>
+        access(join(node.agent.runDir, `files/none-${name}`)).catch(() => {}),
+      ),
+    )
+    const { layerFolders, descriptors } = await viewsOf(node)
+    expect(layerFolders).toBe(0)
+    expect([...descriptors.keys()].filter((path) => path.includes('/layers/'))).toEqual([])
+  }, ROUND_MS)
+}
