@@ -160,6 +160,8 @@ export type Config = {
     readonly replay: boolean
     /** Learn such lists from the starts of this node. */
     readonly learn: boolean
+    /** Fetch all of an image, behind everything else, once a container of it starts. */
+    readonly rest: boolean
   }
   readonly mounts: {
     /**
@@ -340,7 +342,11 @@ const configSchema = z.strictObject({
     })
     .prefault({}),
   prefetch: z
-    .strictObject({ replay: z.boolean().default(true), learn: z.boolean().default(true) })
+    .strictObject({
+      replay: z.boolean().default(true),
+      learn: z.boolean().default(true),
+      rest: z.boolean().default(false),
+    })
     .prefault({}),
   mounts: z
     .strictObject({

@@ -87,6 +87,7 @@ export async function runDataWorker(
           readAheadKb: config.mounts.readAheadKb,
           mountsFrom: config.mounts.from,
           prefetch: config.prefetch,
+          fetchRest: config.prefetch.rest,
           indexRoots: config.registries.indexes,
         },
         {

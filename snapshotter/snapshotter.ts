@@ -21,6 +21,7 @@ import { LayerMounts, type LazyMount, type MountedFrom } from './layers/layer-mo
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
 import { type LayerServer, Layers, type StartListener } from './layers/layers.ts'
 import { RegistryImages } from './layers/registry-images.ts'
+import { RestFetcher } from './layers/rest-fetcher.ts'
 import { SharedLeaves } from './layers/shared-leaves.ts'
 import { TableThread } from './layers/table-thread.ts'
 import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
@@ -59,6 +60,8 @@ export type SnapshotterConfig = {
   readonly mountsFrom?: 'auto' | 'files' | 'loops'
   /** What is done with prefetch lists; all of it unless given. */
   readonly prefetch?: PrefetchConfig
+  /** Fetch the rest of an image, behind all else, once a container of it starts. */
+  readonly fetchRest?: boolean
   /** Roots of side indexes that the operator vouches for, for layers of images in registries; CIDv1. */
   readonly indexRoots?: readonly string[]
 }
@@ -272,6 +275,13 @@ export class Snapshotter implements AsyncDisposable {
     const registryImages =
       registries && new RegistryImages({ catalog, registries, indexes, trust, log })
     const images = new Images({ catalog, blocks, trust, log })
+    const rest: RestFetcher | undefined =
+      config.fetchRest === true
+        ? new RestFetcher(
+            { bytesMax: config.storeBytesMax },
+            { store, log, fetchWhole: (record, signal) => layers.fetchWhole(record, signal) },
+          )
+        : undefined
     const layers = opened.use(
       new Layers({
         catalog,
@@ -288,7 +298,7 @@ export class Snapshotter implements AsyncDisposable {
           const { root, selector } = parseImageReference(reference)
           await images.resolve(root, selector, { priority: 'foreground', signal })
         },
-        starts: startListener(prefetcher),
+        starts: startListener(prefetcher, rest),
         recheck: async (image, signal) => {
           if (image.reference === undefined) {
             return images.recheck(image, { priority: 'foreground', signal })
@@ -316,6 +326,7 @@ export class Snapshotter implements AsyncDisposable {
         },
       }),
     )
+    if (rest !== undefined) opened.use(rest)
     // First of what changes anything: it alone knows whether another agent is at work on this root.
     const snapshots = opened.use(await Snapshots.open({ root: config.root }, { layers, log }))
     await layers.recover()
@@ -679,12 +690,13 @@ function layerServer(fuse: FuseServer): LayerServer {
 }
 
 /** What an image that starts sets going: it is prefetched, and learned from. */
-function startListener(prefetcher: Prefetcher): StartListener {
+function startListener(prefetcher: Prefetcher, rest: RestFetcher | undefined): StartListener {
   return {
     pulled: (layers) => prefetcher.replay(layers, { isPull: true }),
     mounted: (layers, cold) => {
       prefetcher.learn(layers, cold)
       prefetcher.replay(layers, { isPull: false })
+      rest?.add(layers)
     },
   }
 }

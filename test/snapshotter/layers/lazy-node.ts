@@ -33,6 +33,7 @@ export class LazyNode implements AsyncDisposable {
     storeBytesMax: number
     foregroundDeadlineMs: number
     mountsFrom?: NonNullable<SnapshotterConfig['mountsFrom']>
+    fetchRest?: boolean
   }
   /** Private keys that open layers; whoever changes it sees the change at the next read. */
   readonly keys: KeyObject[]
@@ -184,6 +185,7 @@ type NodeOptions = {
   readonly storeBytesMax?: number
   readonly foregroundDeadlineMs?: number
   readonly mountsFrom?: 'files' | 'loops'
+  readonly fetchRest?: boolean
   readonly keys?: readonly KeyObject[]
   readonly registries?: ImageRegistries
 }
