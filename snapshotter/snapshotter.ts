@@ -282,7 +282,7 @@ export class Snapshotter implements AsyncDisposable {
             { store, log, fetchWhole: (record, signal) => layers.fetchWhole(record, signal) },
           )
         : undefined
-    const layers = opened.use(
+    const layers: Layers = opened.use(
       new Layers({
         catalog,
         store,

@@ -74,15 +74,16 @@ test(
     const image = await publish(blocks)
     const node = await open(blocks, { fetchRest: true })
     await node.pull(image)
-    const { get } = blocks
-    blocks.get = () => Promise.reject(new BlockError('UNAVAILABLE', 'the network is down', {}))
+    const down = vi
+      .spyOn(blocks, 'get')
+      .mockRejectedValue(new BlockError('UNAVAILABLE', 'the network is down', {}))
     await using _first = await node.mount(image)
     await vi.waitFor(
       () =>
         expect(node.log.sentences.filter((each) => each.includes('is not here'))).toHaveLength(2),
       deadlineMs,
     )
-    blocks.get = get
+    down.mockRestore()
     await using _second = await node.mount(image)
     await vi.waitFor(() => expect(areComplete(node)).toEqual([true, true]), deadlineMs)
   },
