@@ -239,6 +239,7 @@ function wireLayer(layer: LayerStatus): WireLayer {
     presentBytes: layer.presentBytes,
     complete: layer.isComplete,
     mounted: layer.isMounted,
+    pinned: layer.isPinned,
     lazilyReadable: layer.notLazyBecause === undefined,
     whyNot: layer.notLazyBecause ?? '',
     lastUsedAt: timestamp(layer.lastUsedMs),

@@ -3,7 +3,8 @@ import { isIP } from 'node:net'
 import { z } from 'zod'
 import { CodedError } from '../snapshotter/errors.ts'
 import { parseCid } from '../snapshotter/oci/parse-cid.ts'
-import { isRegistryHost } from '../snapshotter/oci/registry-reference.ts'
+import { IMAGE_HOST, parseImageReference } from '../snapshotter/oci/reference.ts'
+import { isRegistryHost, parseRegistryReference } from '../snapshotter/oci/registry-reference.ts'
 
 /** A configuration that cannot be used; the message names every field that is wrong. */
 export class ConfigError extends CodedError {}
@@ -119,7 +120,11 @@ export type Config = {
     readonly concurrency: number
   }
   /** Layer bytes kept on disk before the least recently used ones are dropped. */
-  readonly store: { readonly bytesMax: number }
+  readonly store: {
+    readonly bytesMax: number
+    /** Images that stay whatever the store needs: root CIDs, and names of images in registries. */
+    readonly pinned: readonly string[]
+  }
   /** Agents of other nodes, which share what they find out about layers. */
   readonly cluster: {
     /** Where this one answers the others; undefined: it does not. */
@@ -203,6 +208,23 @@ const rootCid = z.string().transform((text, ctx): string => {
   ctx.addIssue(`must be a CID, not '${text.slice(0, 100)}'`)
   return z.NEVER
 })
+
+/** `ipdr.internal/<cid>`, a CID, or an image of a registry by its full name with its tag or digest. */
+const pinnedImage = z
+  .string()
+  .max(512)
+  .transform((text, ctx): string => {
+    try {
+      if (parseCid(text) !== undefined || text.startsWith(`${IMAGE_HOST}/`)) {
+        return parseImageReference(text).root.toV1().toString()
+      }
+      parseRegistryReference(text)
+      return text
+    } catch (error) {
+      ctx.addIssue(error instanceof Error ? error.message : String(error))
+      return z.NEVER
+    }
+  })
 
 const trustPolicy = z
   .strictObject({
@@ -310,6 +332,7 @@ const configSchema = z.strictObject({
         .int()
         .min(64 * MiB)
         .default(50 * GiB),
+      pinned: z.array(pinnedImage).max(256).default([]),
     })
     .prefault({}),
   cluster: z

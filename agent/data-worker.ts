@@ -81,6 +81,7 @@ export async function runDataWorker(
           root: config.root,
           fuse: fuseFd === undefined ? undefined : { fd: fuseFd, dir: places.fuseDir },
           storeBytesMax: config.store.bytesMax,
+          pinned: config.store.pinned,
           fetchConcurrency: config.fetch.concurrency,
           foregroundDeadlineMs: config.fetch.foregroundDeadlineMs,
           mergeLayersMin: config.mounts.mergeLayersMin,

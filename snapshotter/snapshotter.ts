@@ -20,6 +20,7 @@ import { LayerKeys } from './layers/layer-keys.ts'
 import { LayerMounts, type LazyMount, type MountedFrom } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
 import { type LayerServer, Layers, type StartListener } from './layers/layers.ts'
+import { type PinnedImages, pinnedLayers } from './layers/pinned-layers.ts'
 import { RegistryImages } from './layers/registry-images.ts'
 import { RestFetcher } from './layers/rest-fetcher.ts'
 import { SharedLeaves } from './layers/shared-leaves.ts'
@@ -48,6 +49,8 @@ export type SnapshotterConfig = {
   /** The open and mounted /dev/fuse, and where it is mounted. Undefined: nothing is mounted lazily. */
   readonly fuse: { readonly fd: number; readonly dir: string } | undefined
   readonly storeBytesMax: number
+  /** Images of which nothing is ever taken from the store: root CIDs (CIDv1), and names of images in registries. */
+  readonly pinned?: readonly string[]
   readonly fetchConcurrency: number
   readonly foregroundDeadlineMs: number
   readonly mergeLayersMin: number
@@ -101,6 +104,8 @@ export type LayerStatus = LayerRecord & {
   readonly presentBytes: number
   readonly isComplete: boolean
   readonly isMounted: boolean
+  /** Whether it is of a pinned image. */
+  readonly isPinned: boolean
 }
 
 /** What the kernel asked for since this process started. */
@@ -181,6 +186,7 @@ export class Snapshotter implements AsyncDisposable {
       background: shareOf(config.fetchConcurrency, 1, DEFAULT_FETCH_LIMITS.background),
       deadlineMs: { ...DEFAULT_FETCH_LIMITS.deadlineMs, foreground: config.foregroundDeadlineMs },
     })
+    const pinned = new Set(config.pinned)
     const waited = new WaitedReads((layer) => builder.toc(layer))
     const store = opened.use(
       await BlobStore.open(
@@ -194,6 +200,7 @@ export class Snapshotter implements AsyncDisposable {
             if (wait.error !== undefined) metrics.readFailed(codeOf(wait.error))
           },
           onComplete: (held) => layers.completed(held),
+          pinned: () => new Set([...pinnedLayers(catalog, pinned)].map(fuseInode)),
         },
       ),
     )
@@ -353,6 +360,7 @@ export class Snapshotter implements AsyncDisposable {
         waited,
         fuse,
         blocks,
+        pinned,
       },
       opened.move(),
     )
@@ -490,6 +498,7 @@ export class Snapshotter implements AsyncDisposable {
 
   layers(): LayerStatus[] {
     const { catalog, store, mounts } = this.#parts
+    const pinned = this.#pinnedLayers()
     return catalog.layers().map((record) => {
       const file = store.get(fuseInode(record.id))?.file
       return {
@@ -497,6 +506,7 @@ export class Snapshotter implements AsyncDisposable {
         presentBytes: file?.presentBytes ?? 0,
         isComplete: file?.isComplete ?? false,
         isMounted: mounts.isMounted(record.id),
+        isPinned: pinned.has(record.id),
       }
     })
   }
@@ -547,8 +557,11 @@ export class Snapshotter implements AsyncDisposable {
   async collectGarbage(targetBytes: number): Promise<{ freedBytes: number; layers: number }> {
     const before = await this.storeBytes()
     const { layers } = this.#parts
+    const pinned = this.#pinnedLayers()
     const isUnused = (record: LayerRecord): boolean =>
-      !this.snapshots.layers().has(record.id) && !layers.isBuilding(record)
+      !this.snapshots.layers().has(record.id) &&
+      !layers.isBuilding(record) &&
+      !pinned.has(record.id)
     const unused = this.#parts.catalog
       .layers()
       .filter(isUnused)
@@ -577,6 +590,12 @@ export class Snapshotter implements AsyncDisposable {
       throw new LayerError(
         'FAILED_PRECONDITION',
         `layer ${name} belongs to an image that containerd has: remove the image first`,
+      )
+    }
+    if (this.#pinnedLayers().has(record.id)) {
+      throw new LayerError(
+        'FAILED_PRECONDITION',
+        `layer ${name} is of an image that store.pinned names: take it out of the configuration first`,
       )
     }
     const before = await this.storeBytes()
@@ -620,6 +639,10 @@ export class Snapshotter implements AsyncDisposable {
     }
   }
 
+  #pinnedLayers(): ReadonlySet<number> {
+    return pinnedLayers(this.#parts.catalog, this.#parts.pinned)
+  }
+
   #imagesNamed(subject: string): ImageRecord[] {
     const images = this.images()
     const exact = images.filter(
@@ -655,6 +678,7 @@ type Parts = {
   readonly waited: WaitedReads
   readonly fuse: FuseServer | undefined
   readonly blocks: BlockSource
+  readonly pinned: PinnedImages
 }
 
 /** An end that was asked for is no failure. */

@@ -47,6 +47,8 @@ type Collaborators = {
   readonly onWait?: (event: WaitEvent) => void
   /** Told once all of a layer is here and durable: from then on its plain file can be mounted. */
   readonly onComplete?: (layer: LazyLayer) => void
+  /** Inodes of layers of which nothing is evicted, asked for at each eviction. */
+  readonly pinned?: () => ReadonlySet<number>
 }
 
 /** The layer files of this node: on disk as far as they were read, fetched on demand, within a number of bytes. */
@@ -56,6 +58,7 @@ export class BlobStore implements AsyncDisposable {
   readonly #log: Log
   readonly #onWait: (event: WaitEvent) => void
   readonly #onComplete: (layer: LazyLayer) => void
+  readonly #pinned: () => ReadonlySet<number>
   readonly #layers = new Map<number, LazyLayer>()
   readonly #names = new Set<string>()
   readonly #flushTimer: NodeJS.Timeout
@@ -69,12 +72,13 @@ export class BlobStore implements AsyncDisposable {
   #evictedBytes = 0
 
   private constructor(config: BlobStoreConfig, collaborators: Collaborators) {
-    const { queue, log, onWait, onComplete } = collaborators
+    const { queue, log, onWait, onComplete, pinned } = collaborators
     this.#config = config
     this.#queue = queue
     this.#log = log
     this.#onWait = onWait ?? (() => {})
     this.#onComplete = onComplete ?? (() => {})
+    this.#pinned = pinned ?? (() => new Set())
     this.#evictAtBytes = config.bytesMax
     this.#flushTimer = setInterval(() => this.#startFlush(), FLUSH_INTERVAL_MS)
     this.#flushTimer.unref()
@@ -288,7 +292,7 @@ export class BlobStore implements AsyncDisposable {
     this.#evictAtBytes = this.#usedBytes + bytesMax * (EVICTION_SLACK / 2)
     this.#log.warn(
       { diskBytes: this.#usedBytes, bytesMax },
-      `layer files take ${this.#usedBytes} bytes on disk, ${bytesMax} are allowed: the rest was mounted since the machine booted and can only be removed whole`,
+      `layer files take ${this.#usedBytes} bytes on disk, ${bytesMax} are allowed: the rest is pinned, or was mounted since the machine booted and can only be removed whole`,
     )
   }
 
@@ -314,8 +318,9 @@ export class BlobStore implements AsyncDisposable {
   /** Units of at least `bytes` bytes together, if there are so many that may go, by layer. */
   #leastRecentlyUsed(bytes: number): Map<LazyLayer, number[]> {
     const candidates: { layer: LazyLayer; unit: number; lastUse: number }[] = []
+    const pinned = this.#pinned()
     for (const layer of this.#layers.values()) {
-      if (layer.file.wasMounted) continue
+      if (layer.file.wasMounted || pinned.has(layer.inode)) continue
       const { units } = layer.file
       for (let unit = 0; unit < unitCount(units.starts); unit++) {
         if (layer.file.has(unit)) {

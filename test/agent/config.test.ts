@@ -10,6 +10,12 @@ describe('the configuration', () => {
     expect(config.fetch.foregroundDeadlineMs).toBe(30_000)
   })
 
+  test('takes pinned images by CID, in any spelling, and by full name', () => {
+    const cid = 'bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku'
+    const pinned = [cid, `ipdr.internal/${cid}:latest`, 'docker.io/library/debian:12']
+    expect(parseConfig({ store: { pinned } }).store.pinned).toEqual([cid, cid, pinned[2]])
+  })
+
   test('keeps sockets beside the run directory that was given, unless they are named', () => {
     const config = parseConfig({ runDir: '/run/x', admin: { socketPath: '/tmp/a.sock' } })
     expect(config.snapshotter.socketPath).toBe('/run/x/snapshotter.sock')
@@ -26,6 +32,8 @@ describe('the configuration', () => {
 
   test.each([
     [{ rooot: '/x' }, /rooot/],
+    [{ store: { pinned: ['ipdr.internal/app:1'] } }, /store\.pinned\.0: .*holds no CID/],
+    [{ store: { pinned: ['Not an image'] } }, /store\.pinned\.0: /],
     [{ fetch: { concurency: 3 } }, /fetch: .*concurency/],
     [{ root: 'var/lib' }, /root: must be an absolute path/],
     [{ runDir: `/${'x'.repeat(220)}` }, /runDir: must be at most 200 bytes/],

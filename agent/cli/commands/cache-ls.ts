@@ -60,13 +60,18 @@ function layerDocument(layer: Layer__Output): object {
   }
 }
 
+function stateOf({ pinned, mounted, complete }: Layer__Output): string {
+  const state = mounted ? 'mounted' : complete ? 'complete' : ''
+  return pinned ? [state, 'pinned'].filter((word) => word !== '').join(', ') : state
+}
+
 function describeLayers(layers: readonly Layer__Output[], output: Output): string {
   if (layers.length === 0) return 'This node keeps no layers.'
   const rows = layers.map((layer) => [
     shortDigest(layer.digest),
     layer.format,
     `${formatBytes(Number(layer.presentBytes))} of ${formatBytes(Number(layer.layerSize))}`,
-    layer.mounted ? 'mounted' : layer.complete ? 'complete' : '',
+    stateOf(layer),
     ago(timestampMs(layer.lastUsedAt)),
     layer.lazilyReadable ? 'yes' : `no: ${layer.whyNot || 'for an unknown reason'}`,
   ])

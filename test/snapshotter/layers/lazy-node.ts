@@ -34,6 +34,7 @@ export class LazyNode implements AsyncDisposable {
     foregroundDeadlineMs: number
     mountsFrom?: NonNullable<SnapshotterConfig['mountsFrom']>
     fetchRest?: boolean
+    pinned?: readonly string[]
   }
   /** Private keys that open layers; whoever changes it sees the change at the next read. */
   readonly keys: KeyObject[]
@@ -186,6 +187,7 @@ type NodeOptions = {
   readonly foregroundDeadlineMs?: number
   readonly mountsFrom?: 'files' | 'loops'
   readonly fetchRest?: boolean
+  readonly pinned?: readonly string[]
   readonly keys?: readonly KeyObject[]
   readonly registries?: ImageRegistries
 }

@@ -17,6 +17,7 @@ export interface Layer {
   'lazilyReadable'?: (boolean);
   'whyNot'?: (string);
   'lastUsedAt'?: (_google_protobuf_Timestamp | null);
+  'pinned'?: (boolean);
 }
 
 export interface Layer__Output {
@@ -33,4 +34,5 @@ export interface Layer__Output {
   'lazilyReadable': (boolean);
   'whyNot': (string);
   'lastUsedAt': (_google_protobuf_Timestamp__Output | null);
+  'pinned': (boolean);
 }
