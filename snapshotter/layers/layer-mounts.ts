@@ -107,15 +107,26 @@ export class LayerMounts {
     mkdirSync(options.places.derivedDir, { recursive: true })
   }
 
-  /** Finds the mounts that an agent before us made. Call once, after all layers were added to the store. */
+  /**
+   * Finds the mounts that an agent before us made, and takes those out of the tree whose layers are not held: their numbers may go to
+   * others, which must not be shown by them. Who stands on one keeps it. Call once, after all layers were added to the store.
+   */
   async recover(): Promise<void> {
-    const found = this.#parts.devices.find(this.#layersHeld())
+    const held = new Set(this.#layersHeld())
+    await this.#removeDerived(({ chain }) => !chain.every((layer) => held.has(layer)))
+    const found = this.#parts.devices.find([...held])
     for (const { target, type, source } of listMounts(this.#options.places.mountsDir)) {
       if (type !== 'erofs') continue
       const name = basename(target)
-      const layers = name.startsWith('x')
-        ? (await this.#recordOf(derivedId(name))).devices
+      const isDerived = name.startsWith('x')
+      const layers = isDerived
+        ? ((await this.#recordOf(derivedId(name)).catch(() => undefined))?.devices ?? [])
         : [Number.parseInt(name, 10)]
+      if (layers.length === 0 || !layers.every((layer) => held.has(layer))) {
+        unmountErofs(target)
+        rmdirSync(target)
+        continue
+      }
       const isOverLoops = source.startsWith('/dev/loop')
       const isTurned = (layer: number): boolean =>
         isOverLoops && (found.get(layer) ?? []).every(({ state }) => state === 'plain')
@@ -426,11 +437,17 @@ export class LayerMounts {
 
   /** Deletes derived images that a layer, which is about to go, has a part in. */
   async removeDerivedFrom(layer: number): Promise<void> {
+    await this.#removeDerived(({ chain }) => chain.includes(layer))
+  }
+
+  async #removeDerived(isToGo: (record: DerivedRecord) => boolean): Promise<void> {
     const { derivedDir } = this.#options.places
     for (const name of await readdir(derivedDir)) {
       if (!name.endsWith('.json')) continue
       const id = name.slice(0, -'.json'.length)
-      if (!(await this.#recordOf(id)).chain.includes(layer)) continue
+      const record = await this.#recordOf(id).catch(() => undefined)
+      // One that cannot be read says nothing of its image: it is made anew.
+      if (record !== undefined && !isToGo(record)) continue
       for (const held of this.#mounts.values()) {
         if (basename(held.mount.target).startsWith(`x${id}`)) this.#unmount(held)
       }

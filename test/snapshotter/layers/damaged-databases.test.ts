@@ -18,12 +18,12 @@ type Stage = {
 }
 
 /** A node that has pulled `mine`, mounted and stopped. */
-async function setUp(): Promise<Stage> {
+async function setUp(options: Parameters<typeof LazyNode.open>[1] = {}): Promise<Stage> {
   const blocks = new MemoryBlocks()
   const publish = async (content: string): Promise<PublishedImage> =>
     publishImage(blocks, [await indexedLayer(makeTar({ name: 'file', content }))])
   const [mine, other] = [await publish('mine'), await publish('other')]
-  const node = await LazyNode.open(blocks)
+  const node = await LazyNode.open(blocks, options)
   onTestFinished(() => node[Symbol.asyncDispose]())
   await node.pull(mine)
   await node.view(mine)
@@ -72,19 +72,40 @@ test.each([1, 2, 3, 4, 5, 6, 7, 8])(
   deadlineMs,
 )
 
-test(
-  'snapshots are not kept without their catalog: the numbers of their layers go to others',
-  async () => {
-    const { node, blocks, mine, other } = await setUp()
+test.each([
+  ['a mount a layer, over loop devices', {}],
+  ['a mount a layer, from files', { mountsFrom: 'files' }],
+  ['merged mounts', { mergeLayersMin: 1 }],
+  ['merged mounts from files', { mergeLayersMin: 1, mountsFrom: 'files' }],
+] as const)(
+  'neither snapshots nor mounts are kept without their catalog: the numbers of their layers go to others (%s)',
+  async (_, options) => {
+    const { node, blocks, mine, other } = await setUp(options)
     for (const suffix of ['', '-wal', '-shm']) {
       rmSync(join(node.root, `catalog.db${suffix}`), { force: true })
     }
     await node.start(blocks)
     await node.pull(other)
     expect(node.has(mine.chainIds[0] ?? '')).toBe(false)
+    // Nor are the mounts that were made by those numbers.
+    expect(await fileOf(node, other)).toBe('other')
     await node.pull(mine)
     expect(await fileOf(node, mine)).toBe('mine')
     expect(readdirSync(join(node.root, 'set-aside/1'))).toContain('snapshots')
+  },
+  deadlineMs,
+)
+
+test(
+  'a damaged record of a merged image keeps nothing from starting, and the image is merged anew',
+  async () => {
+    const { node, blocks, mine } = await setUp({ mergeLayersMin: 1 })
+    const derived = join(node.root, 'derived')
+    const records = readdirSync(derived).filter((name) => name.endsWith('.json'))
+    expect(records).toHaveLength(1)
+    for (const name of records) writeFileSync(join(derived, name), '{')
+    await node.start(blocks)
+    expect(await fileOf(node, mine)).toBe('mine')
   },
   deadlineMs,
 )
