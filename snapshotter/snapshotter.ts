@@ -240,11 +240,10 @@ export class Snapshotter implements AsyncDisposable {
         log,
         tables,
         devices: new LayerDevices({ root: config.root, places }, (layer) => {
-          const blobCid = catalog.layer(layer)?.blobCid
+          const record = catalog.layer(layer)
           const layerSize = store.get(fuseInode(layer))?.file.map.layerSize
-          return blobCid === undefined || layerSize === undefined
-            ? undefined
-            : { blobCid, layerSize }
+          if (record === undefined || layerSize === undefined) return undefined
+          return { blobCid: record.blobCid, format: record.format, layerSize }
         }),
         isVerified: (layer) => catalog.layer(layer)?.verified ?? false,
         signal: closing.signal,

@@ -9,6 +9,8 @@ const LAYER_CHARS = 32
 /** What a layer file is, on this node or in an agent's memory before us: the same name is the same bytes. */
 export type LayerIdentity = {
   readonly blobCid: string
+  /** By what the blob is read: another table may lay its bytes out otherwise. */
+  readonly format: string
   /** Of the layer file, in bytes. */
   readonly layerSize: number
 }
@@ -55,8 +57,9 @@ export class LayerDevices {
   tagOf(layer: number): string {
     const identity = this.#identityOf(layer)
     if (identity === undefined) throw new Error(`layer ${layer} is not known`)
-    const { blobCid, layerSize } = identity
-    return `${this.#prefix}${hash('sha256', `${blobCid} ${layerSize}`).slice(0, LAYER_CHARS)}`
+    const { blobCid, format, layerSize } = identity
+    const name = hash('sha256', `${blobCid} ${format} ${layerSize}`).slice(0, LAYER_CHARS)
+    return `${this.#prefix}${name}`
   }
 
   /** Whether a loop device shows all of the layer: the kernel cuts off what is no whole sector. */
