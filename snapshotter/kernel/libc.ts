@@ -53,6 +53,9 @@ const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
 const UNIX_PATH_MAX = 108
 
+// linux/time.h
+const CLOCK_REALTIME = 0
+
 type Libc = {
   mount: KoffiFunc<
     (
@@ -100,6 +103,7 @@ type Libc = {
   /** With a number, and with memory that the kernel reads or writes, as the third parameter. */
   ioctl: KoffiFunc<(fd: number, request: number, value: number) => number>
   ioctlBytes: KoffiFunc<(fd: number, request: number, bytes: Uint8Array) => number>
+  clockGettime: KoffiFunc<(clock: number, timespec: BigInt64Array) => number>
   /** Any call whose arguments are numbers. */
   numeric: KoffiFunc<(number: number, a: number, b: number, c: number) => number>
 }
@@ -137,6 +141,10 @@ function libc(): Libc {
     ioctlBytes: library.func(
       'int ioctl(int fd, unsigned long request, _Inout_ uint8_t *bytes)',
     ) as Libc['ioctlBytes'],
+    // struct timespec: seconds, nanoseconds; each a `long`, of 8 bytes on the architectures that we serve.
+    clockGettime: library.func(
+      'int clock_gettime(int clock, _Out_ int64_t *timespec)',
+    ) as Libc['clockGettime'],
     numeric: library.func('long syscall(long number, long a, long b, long c)') as Libc['numeric'],
   }
   return bound
@@ -287,6 +295,14 @@ export async function ioctlElsewhere(
   })
   if ((await promise) >= 0) return
   throw new KernelError('INTERNAL', `ioctl ${request.name} failed`, { syscall: 'ioctl' })
+}
+
+/** The wall clock in nanoseconds since the epoch, of which Node tells the milliseconds only: clock_gettime(2). */
+export function wallClockNs(): bigint {
+  const timespec = new BigInt64Array(2)
+  checked(libc().clockGettime(CLOCK_REALTIME, timespec), 'clock_gettime')
+  const [seconds = 0n, nanoseconds = 0n] = timespec
+  return seconds * 1_000_000_000n + nanoseconds
 }
 
 /** A file descriptor for process `pid`: pidfd_open(2). Throws KernelError NOT_FOUND if there is none. */

@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process'
-import { expect, test, vi } from 'vitest'
-import { WallClock } from '../../../snapshotter/snapshots/clock.ts'
+import { expect, test } from 'vitest'
+import { wallClock } from '../../../snapshotter/snapshots/clock.ts'
 
 /** The kernel's wall clock in nanoseconds, from a program that asks for it. */
 function systemTime(): bigint {
@@ -8,37 +8,24 @@ function systemTime(): bigint {
 }
 
 test('what is stamped between two readings of the system clock lies between them', () => {
-  const clock = new WallClock()
   for (let round = 0; round < 20; round++) {
     const before = systemTime()
-    const now = clock.now()
+    const now = wallClock.now()
     expect(now).toBeGreaterThan(before)
     expect(now).toBeLessThan(systemTime())
   }
 })
 
-test('it never differs from Date by more than the nanoseconds that Date cuts off', () => {
-  const clock = new WallClock()
+test('it agrees with Date, and has the nanoseconds that Date cuts off', () => {
   const astray: bigint[] = []
+  const nanoseconds = new Set<bigint>()
   for (let round = 0; round < 20_000; round++) {
     const before = BigInt(Date.now()) * 1_000_000n
-    const now = clock.now()
+    const now = wallClock.now()
     const after = BigInt(Date.now() + 1) * 1_000_000n
-    // 5 µs: how well the two clocks are known to each other.
-    if (now < before - 5_000n || now > after + 5_000n) astray.push(now - before)
+    if (now < before || now > after) astray.push(now - before)
+    nanoseconds.add(now % 1_000_000n)
   }
   expect(astray).toEqual([])
-})
-
-test('it follows when the clock is set', () => {
-  const clock = new WallClock()
-  const first = clock.now()
-  const real = Date.now
-  const spy = vi.spyOn(Date, 'now').mockImplementation(() => real() + 3_600_000)
-  try {
-    const hours = (clock.now() - first) / 3_600_000_000n
-    expect(hours).toBe(1_000n)
-  } finally {
-    spy.mockRestore()
-  }
+  expect(nanoseconds.size).toBeGreaterThan(1_000)
 })
