@@ -2,11 +2,11 @@ import { join } from 'node:path'
 import { SnapshotError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import { unlessAborted } from '../unless-aborted.ts'
-import { WallClock } from './clock.ts'
+import { wallClock } from './clock.ts'
 import { SnapshotDirectories } from './directories.ts'
 import { diskUsage } from './disk-usage.ts'
 import { type FieldOf, parseFilters } from './filters.ts'
-import type { LazyLayers, RecalledLayer } from './lazy-layers.ts'
+import type { ClaimedLayer, ClaimRequest, LazyLayers, RecalledLayer } from './lazy-layers.ts'
 import {
   type ChainLink,
   type Labels,
@@ -44,6 +44,9 @@ const LAYER_SNAPSHOT_NAME = /^(?:[^/]+\/\d+\/)?(sha256:[0-9a-f]{64})(?:@\d+)?$/
 
 /** Key of a snapshot in which a lost layer is unpacked anew. */
 const RESTORE_PREFIX = 'ipdr-restore/'
+
+/** How often a layer is claimed that garbage collection removes before its snapshot is made. 3: each removal needs a collection of its own. */
+const CLAIMS_MAX = 3
 
 /** How long nobody is asked again for a snapshot that could not be restored, in ms. 10 s: CRI asks for all of its images, some again and again. */
 const RESTORE_PAUSE_MS = 10_000
@@ -94,7 +97,7 @@ export class Snapshots implements AsyncDisposable {
     collaborators: { readonly layers: LazyLayers; readonly log: Pick<Log, 'warn'> },
   ): Promise<Snapshots> {
     const directories = await SnapshotDirectories.open(join(root, 'snapshots'))
-    const metastore = new Metastore(join(root, 'snapshots.db'), { clock: new WallClock() })
+    const metastore = new Metastore(join(root, 'snapshots.db'), { clock: wallClock })
     const snapshots = new Snapshots({ metastore, directories }, collaborators)
     try {
       await snapshots.#recover()
@@ -255,12 +258,7 @@ export class Snapshots implements AsyncDisposable {
     if (parent === undefined && labels.has(PARENT_CHAIN_ID_LABEL)) return undefined
     await this.#restoreIfLost(parent, signal)
     if (parent !== undefined) this.#metastore.getParent(parent)
-    let claimed = await this.#layers.claim({ layerChainId, labels, signal })
-    // Deleted by garbage collection between its claim and its snapshot.
-    while (claimed !== undefined && !this.#layers.holds(claimed.layer)) {
-      signal.throwIfAborted()
-      claimed = await this.#layers.claim({ layerChainId, labels, signal })
-    }
+    const claimed = await this.#heldClaim({ layerChainId, labels, signal })
     if (claimed === undefined) return undefined
     const { layer, size, inodes } = claimed
     return this.#metastore.commitLayer({
@@ -270,6 +268,21 @@ export class Snapshots implements AsyncDisposable {
       layer,
       usage: { size, inodes },
     })
+  }
+
+  /** A claim whose layer is there in this turn. Rejects with ABORTED where garbage collection was faster each time. */
+  async #heldClaim(request: ClaimRequest): Promise<ClaimedLayer | undefined> {
+    for (let attempt = 0; attempt < CLAIMS_MAX; attempt++) {
+      const claimed = await this.#layers.claim(request)
+      if (claimed === undefined || this.#layers.holds(claimed.layer)) return claimed
+      request.signal.throwIfAborted()
+    }
+    const { layerChainId } = request
+    throw new SnapshotError(
+      'ABORTED',
+      `layer ${layerChainId} was removed ${CLAIMS_MAX} times while it was claimed: try again`,
+      { layer: layerChainId },
+    )
   }
 
   /** What cannot be restored is left to be found missing. Rejects if the layer is ours and cannot be had. */

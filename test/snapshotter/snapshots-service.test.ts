@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { status } from '@grpc/grpc-js'
 import { afterEach, beforeEach, expect, test } from 'vitest'
+import type { ClaimedLayer } from '../../snapshotter/snapshots/lazy-layers.ts'
 import { mountAll } from '../support/mount-all.ts'
 import { noLazyLayers } from '../support/no-lazy-layers.ts'
 import { serveSnapshots } from '../support/snapshots-client.ts'
@@ -24,12 +25,9 @@ async function namesOf(snapshots: AsyncIterable<{ name: string }>): Promise<stri
 }
 
 test('a claimed layer is ALREADY_EXISTS, and containerd finds it by its label and parent', async () => {
-  const claim = async (): Promise<{ layer: number; size: bigint; inodes: bigint }> => ({
-    layer: 1,
-    size: 5_000_000_000n,
-    inodes: 3n,
-  })
-  await using served = await serveSnapshots(root, { ...noLazyLayers, claim })
+  const claim = (): Promise<ClaimedLayer> =>
+    Promise.resolve({ layer: 1, size: 5_000_000_000n, inodes: 3n })
+  await using served = await serveSnapshots(root, { ...noLazyLayers, claim, holds: () => true })
   const { client } = served
   const labels = { [ref]: 'sha256:c1' }
   await expect(client.prepare('k8s.io/1/extract', '', labels)).rejects.toMatchObject({
@@ -39,6 +37,21 @@ test('a claimed layer is ALREADY_EXISTS, and containerd finds it by its label an
   expect(found).toEqual(['sha256:c1'])
   expect(await client.stat('sha256:c1')).toMatchObject({ kind: 'COMMITTED', parent: '', labels })
   expect(await client.usage('sha256:c1')).toEqual({ size: '5000000000', inodes: '3' })
+})
+
+test('a layer that is removed each time before its snapshot is made is ABORTED, and one that stays is claimed', async () => {
+  let removals = 0
+  const claim = (): Promise<ClaimedLayer> => Promise.resolve({ layer: 1, size: 1n, inodes: 1n })
+  const holds = (): boolean => removals-- <= 0
+  await using served = await serveSnapshots(root, { ...noLazyLayers, claim, holds })
+  const prepare = () => served.client.prepare('k8s.io/1/extract', '', { [ref]: 'sha256:c1' })
+  removals = 3
+  await expect(prepare()).rejects.toMatchObject({
+    code: status.ABORTED,
+    details: expect.stringContaining('try again'),
+  })
+  removals = 2
+  await expect(prepare()).rejects.toMatchObject({ code: status.ALREADY_EXISTS })
 })
 
 test('a filter that cannot be parsed is INVALID_ARGUMENT', async () => {
