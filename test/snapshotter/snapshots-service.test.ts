@@ -40,12 +40,11 @@ test('a claimed layer is ALREADY_EXISTS, and containerd finds it by its label an
 })
 
 test('a layer that is removed each time before its snapshot is made is ABORTED, and one that stays is claimed', async () => {
-  let removals = 0
+  let removals = 3
   const claim = (): Promise<ClaimedLayer> => Promise.resolve({ layer: 1, size: 1n, inodes: 1n })
   const holds = (): boolean => removals-- <= 0
   await using served = await serveSnapshots(root, { ...noLazyLayers, claim, holds })
   const prepare = () => served.client.prepare('k8s.io/1/extract', '', { [ref]: 'sha256:c1' })
-  removals = 3
   await expect(prepare()).rejects.toMatchObject({
     code: status.ABORTED,
     details: expect.stringContaining('try again'),

@@ -7,6 +7,7 @@ import { createInterface } from 'node:readline'
 import { connect, type ServiceClient } from '../../proto/client.ts'
 import { agentContract } from '../../proto/load.ts'
 import type { AgentDefinition, AgentHandlers } from '../../proto/types/ipdr/v1/Agent.ts'
+import { childrenOf } from './children-of.ts'
 import type { Scratch } from './scratch.ts'
 
 const ROOT = join(import.meta.dirname, '../..')
@@ -144,13 +145,11 @@ export class AgentProcess implements AsyncDisposable {
 
   /** Process number of the data worker that runs now. */
   get workerPid(): number {
-    const children = readFileSync(`/proc/${this.pid}/task/${this.pid}/children`, 'utf8')
-    const worker = children
-      .split(' ')
-      .filter((pid) => pid !== '')
-      .find((pid) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('data-worker'))
+    const worker = childrenOf(this.pid).find((pid) =>
+      readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('data-worker'),
+    )
     if (worker === undefined) throw new Error('no data worker runs')
-    return Number(worker)
+    return worker
   }
 
   /** The next line of the log that starts with this sentence, from now on. */

@@ -1,7 +1,8 @@
 import { readFileSync } from 'node:fs'
 import type { Reporter, TestCase, TestModule } from 'vitest/node'
+import { childrenOf } from './children-of.ts'
 
-/** How long no test may begin or end, in ms. 10 min: the longest test, 24 faults on one node, takes two. */
+/** How long no test may begin or end, in ms. 10 min: twice the longest limit that a test or a hook of `make test` sets itself. */
 const STALL_MS = Number(process.env['TEST_STALL_MS'] ?? 600_000)
 
 /**
@@ -51,22 +52,18 @@ export default class StallReporter implements Reporter {
     )
     console.error(`no test ended in ${STALL_MS} ms; under way: ${where.join('; ') || 'none'}`)
     for (const pid of childrenOf(process.pid)) {
-      console.error(`ending process ${pid}, ${read(`/proc/${pid}/stat`)}`)
-      process.kill(Number(pid), 'SIGKILL')
+      console.error(`ending process ${pid}, ${stateOf(pid)}`)
+      process.kill(pid, 'SIGKILL')
     }
     this.#restart()
   }
 }
 
-/** Those that any thread of a process has started: proc_pid_task(5). */
-function childrenOf(pid: number): string[] {
-  return read(`/proc/${pid}/task/${pid}/children`).split(' ').filter(Boolean)
-}
-
-function read(path: string): string {
+/** What the kernel says of a process, in one line: proc_pid_stat(5). */
+function stateOf(pid: number): string {
   try {
-    return readFileSync(path, 'utf8').trim()
+    return readFileSync(`/proc/${pid}/stat`, 'utf8').trim()
   } catch {
-    return ''
+    return 'which has ended'
   }
 }
