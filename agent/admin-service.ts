@@ -123,6 +123,14 @@ export function adminService(
       return { freedBytes: Math.max(0, freedBytes) }
     },
 
+    async CheckLayer(request, { signal }) {
+      const { isWhole, healedUnits, healedTables } = await snapshotter.checkLayer(
+        request.digest,
+        signal,
+      )
+      return { whole: isWhole, healedUnits, healedTables }
+    },
+
     async *LayerIndex(request) {
       const index = await snapshotter.sideIndex(request.blobCid)
       for (let start = 0; start < index.length; start += INDEX_PART_BYTES) {

@@ -12,6 +12,7 @@ import { FuseServer } from './fuse/fuse-server.ts'
 import type { ImageRegistries } from './image-registries.ts'
 import type { ImagesOfNode } from './images-of-node.ts'
 import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts'
+import { DiskCheck } from './layers/disk-check.ts'
 import { Images } from './layers/images.ts'
 import { KnownIndexes } from './layers/known-indexes.ts'
 import { LayerBuilder } from './layers/layer-builder.ts'
@@ -19,7 +20,7 @@ import { LayerDevices } from './layers/layer-devices.ts'
 import { LayerKeys } from './layers/layer-keys.ts'
 import { LayerMounts, type LazyMount, type MountedFrom } from './layers/layer-mounts.ts'
 import { fuseInode, layerOfInode, layerPlaces } from './layers/layer-places.ts'
-import { type LayerServer, Layers, type StartListener } from './layers/layers.ts'
+import { type CheckedLayer, type LayerServer, Layers, type StartListener } from './layers/layers.ts'
 import { type PinnedImages, pinnedLayers } from './layers/pinned-layers.ts'
 import { RegistryImages } from './layers/registry-images.ts'
 import { RestFetcher } from './layers/rest-fetcher.ts'
@@ -288,6 +289,7 @@ export class Snapshotter implements AsyncDisposable {
             { store, log, fetchWhole: (record, signal) => layers.fetchWhole(record, signal) },
           )
         : undefined
+    const disk = new DiskCheck({ places, store, builder, mounts, log })
     const layers: Layers = opened.use(
       new Layers({
         catalog,
@@ -295,6 +297,7 @@ export class Snapshotter implements AsyncDisposable {
         builder,
         mounts,
         shared,
+        disk,
         registryImages,
         server: fuse && layerServer(fuse),
         log,
@@ -579,12 +582,7 @@ export class Snapshotter implements AsyncDisposable {
 
   /** Deletes one layer by its blob's digest or CID. Rejects with LayerError NOT_FOUND, or FAILED_PRECONDITION if an image on this node has it. */
   async removeLayer(name: string): Promise<{ freedBytes: number }> {
-    const record = this.#parts.catalog
-      .layers()
-      .find(({ blobDigest, blobCid }) => blobDigest === name || blobCid === name)
-    if (record === undefined) {
-      throw new LayerError('NOT_FOUND', `no layer ${name} on this node; 'ipdr cache ls' lists them`)
-    }
+    const record = this.#layerNamed(name)
     if (this.snapshots.layers().has(record.id)) {
       throw new LayerError(
         'FAILED_PRECONDITION',
@@ -602,6 +600,14 @@ export class Snapshotter implements AsyncDisposable {
     return { freedBytes: before - (await this.storeBytes()) }
   }
 
+  /**
+   * Reads a layer, by its blob's digest or CID, from the disk, checks it and heals it. Rejects with LayerError NOT_FOUND, and as
+   * `Layers.checkOnDisk`.
+   */
+  async checkLayer(name: string, signal: AbortSignal): Promise<CheckedLayer> {
+    return this.#parts.layers.checkOnDisk(this.#layerNamed(name), signal)
+  }
+
   /** How many lazy mounts a container may still stand on: those stay when the agent stops. */
   mountsInUse(): number {
     for (const page of this.snapshots.list(['kind==active', 'kind==view'])) {
@@ -613,6 +619,14 @@ export class Snapshotter implements AsyncDisposable {
   /** Waits for what is in flight and closes everything. Mounts stay: containers may use them. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#opened.disposeAsync()
+  }
+
+  #layerNamed(name: string): LayerRecord {
+    const record = this.#parts.catalog
+      .layers()
+      .find(({ blobDigest, blobCid }) => blobDigest === name || blobCid === name)
+    if (record !== undefined) return record
+    throw new LayerError('NOT_FOUND', `no layer ${name} on this node; 'ipdr cache ls' lists them`)
   }
 
   /** They are found again when they are pulled again; until then their names would only add up. */

@@ -1,4 +1,5 @@
 import type { Command } from './command.ts'
+import { cacheCheck } from './commands/cache-check.ts'
 import { cacheGc } from './commands/cache-gc.ts'
 import { cacheLs } from './commands/cache-ls.ts'
 import { cacheRm } from './commands/cache-rm.ts'
@@ -39,6 +40,7 @@ export const COMMANDS: readonly Command[] = [
   status,
   waited,
   cacheLs,
+  cacheCheck,
   cacheGc,
   cacheRm,
   runtimeSpec,

@@ -3,6 +3,8 @@ import type { EnumTypeDefinition, MessageTypeDefinition } from '@grpc/proto-load
 
 import type { Timestamp as _google_protobuf_Timestamp, Timestamp__Output as _google_protobuf_Timestamp__Output } from './google/protobuf/Timestamp.ts';
 import type { AgentClient as _ipdr_v1_AgentClient, AgentDefinition as _ipdr_v1_AgentDefinition } from './ipdr/v1/Agent.ts';
+import type { CheckLayerRequest as _ipdr_v1_CheckLayerRequest, CheckLayerRequest__Output as _ipdr_v1_CheckLayerRequest__Output } from './ipdr/v1/CheckLayerRequest.ts';
+import type { CheckLayerResponse as _ipdr_v1_CheckLayerResponse, CheckLayerResponse__Output as _ipdr_v1_CheckLayerResponse__Output } from './ipdr/v1/CheckLayerResponse.ts';
 import type { CollectGarbageRequest as _ipdr_v1_CollectGarbageRequest, CollectGarbageRequest__Output as _ipdr_v1_CollectGarbageRequest__Output } from './ipdr/v1/CollectGarbageRequest.ts';
 import type { CollectGarbageResponse as _ipdr_v1_CollectGarbageResponse, CollectGarbageResponse__Output as _ipdr_v1_CollectGarbageResponse__Output } from './ipdr/v1/CollectGarbageResponse.ts';
 import type { FinishRecordingRequest as _ipdr_v1_FinishRecordingRequest, FinishRecordingRequest__Output as _ipdr_v1_FinishRecordingRequest__Output } from './ipdr/v1/FinishRecordingRequest.ts';
@@ -43,6 +45,8 @@ export interface ProtoGrpcType {
   ipdr: {
     v1: {
       Agent: SubtypeConstructor<typeof grpc.Client, _ipdr_v1_AgentClient> & { service: _ipdr_v1_AgentDefinition }
+      CheckLayerRequest: MessageTypeDefinition<_ipdr_v1_CheckLayerRequest, _ipdr_v1_CheckLayerRequest__Output>
+      CheckLayerResponse: MessageTypeDefinition<_ipdr_v1_CheckLayerResponse, _ipdr_v1_CheckLayerResponse__Output>
       CollectGarbageRequest: MessageTypeDefinition<_ipdr_v1_CollectGarbageRequest, _ipdr_v1_CollectGarbageRequest__Output>
       CollectGarbageResponse: MessageTypeDefinition<_ipdr_v1_CollectGarbageResponse, _ipdr_v1_CollectGarbageResponse__Output>
       FinishRecordingRequest: MessageTypeDefinition<_ipdr_v1_FinishRecordingRequest, _ipdr_v1_FinishRecordingRequest__Output>

@@ -172,6 +172,16 @@ export class BlobStore implements AsyncDisposable {
     this.#names.delete(layer.name)
   }
 
+  /** Lets go of a layer and leaves its bytes where they are, for `add` to find. Stop serving it first. */
+  async letGo(inode: number): Promise<void> {
+    const layer = this.#layers.get(inode)
+    if (layer === undefined) return
+    this.#layers.delete(inode)
+    await this.#evicting
+    await layer[Symbol.asyncDispose]()
+    this.#names.delete(layer.name)
+  }
+
   /**
    * Deletes what lies in the store and belongs to no layer held: call it once all are added, before one is written.
    * Resolves to the names deleted.

@@ -3,7 +3,7 @@ import { type FileHandle, mkdir, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { ByteRange } from '../byte-range.ts'
 import { KernelError, LayerError } from '../errors.ts'
-import { punchHole } from '../kernel/libc.ts'
+import { dropCached, punchHole } from '../kernel/libc.ts'
 import type { Log } from '../log.ts'
 import type { LayerMap } from './layer-map.ts'
 import { PresenceFile } from './presence-file.ts'
@@ -198,6 +198,25 @@ export class LayerFile implements AsyncDisposable {
     } finally {
       this.#writing.delete(unit)
     }
+  }
+
+  /**
+   * Puts `bytes` in the place of a unit that is here, where the disk has others or cannot read it. Resolves to whether that was so.
+   * Not while the unit is evicted. Rejects with what the disk says.
+   */
+  async rewrite(unit: number, bytes: Uint8Array): Promise<boolean> {
+    const onDisk = Buffer.allocUnsafeSlow(bytes.length)
+    const isRead = await this.readPresent(unitRange(this.map, unit), onDisk).catch(() => false)
+    if (!this.has(unit) || (isRead && onDisk.equals(bytes))) return false
+    await writeWhole(this.#data, bytes, unitRange(this.map, unit).start)
+    await this.#data.datasync()
+    return true
+  }
+
+  /** Makes the next reads come from the disk rather than from memory, to find out what the disk really has. */
+  async dropCached(): Promise<void> {
+    await this.#data.datasync()
+    dropCached(this.#data.fd)
   }
 
   /** When a unit was last read or, if it never was, a second before it came: seconds since the epoch, roughly. */

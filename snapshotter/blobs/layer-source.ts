@@ -4,4 +4,7 @@ import type { BlockRequest } from '../block-source.ts'
 export interface UnitSource {
   /** The bytes of unit `unit` of the layer file, exactly as long as the unit. Rejects with BlockError or LayerError. */
   fetchUnit(unit: number, request: BlockRequest): Promise<Uint8Array>
+
+  /** Where units come from that are not copied from another layer of this node; the source itself if undefined. */
+  readonly origin?: Pick<UnitSource, 'fetchUnit'>
 }

@@ -119,6 +119,21 @@ export class LazyLayer implements AsyncDisposable {
     if (!this.file.has(unit)) await this.#fetch(unit, request)
   }
 
+  /**
+   * Fetches a unit that is here once more, and puts it in its place where the disk has other bytes: a disk damages what was right when
+   * it was written. Resolves to whether it had. Rejects as `read`, and with what the disk says.
+   */
+  async repair(unit: number, { priority, signal }: ReadRequest): Promise<boolean> {
+    const bytes = await this.#queue.run(
+      `unit ${unit} of layer ${this.name} again`,
+      priority,
+      (turn) => (this.#source.origin ?? this.#source).fetchUnit(unit, turn),
+      AbortSignal.any([signal, this.#closed.signal]),
+    )
+    this.#checkLength(unit, bytes)
+    return this.file.rewrite(unit, bytes)
+  }
+
   /** Ends every read that still waits, makes durable what arrived, and closes the files. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed.abort()

@@ -17,6 +17,7 @@ import { CodedError, ImageError, LayerError, RegistryError } from '../errors.ts'
 import type { ImageRegistries } from '../image-registries.ts'
 import type { Log } from '../log.ts'
 import type { Digest } from '../oci/digest.ts'
+import { ChunkLayerMap } from '../toc/chunked/chunk-layer-map.ts'
 import { fetchChunkedTables } from '../toc/chunked/fetch-chunked-tables.ts'
 import { decodeZstdStream } from '../toc/decode-zstd-stream.ts'
 import { fetchEstargzToc } from '../toc/estargz/fetch-estargz-toc.ts'
@@ -31,18 +32,22 @@ import { walkTar } from '../toc/walk-tar.ts'
 import type { Catalog, FoundLayer, ImageLayer, LayerFormat, LayerRecord } from './catalog.ts'
 import { CiphertextFile } from './ciphertext-file.ts'
 import { writeDurably } from './durable-file.ts'
+import { readSums, sumOf, writeSums } from './file-sums.ts'
 import { type BlobPlaces, keptEncryptedBlob, readKeptBlob } from './kept-blob.ts'
 import type { KeptEncryption, LayerKeys } from './layer-keys.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
 import { LayerReading, layerBytesBound } from './layer-reading.ts'
 import { LeafSource } from './leaf-source.ts'
-import { metadataImage } from './metadata-image.ts'
+import { type MetadataImage, metadataImage } from './metadata-image.ts'
 import { readLayerMap } from './read-layer-map.ts'
 import type { SharedLeaves } from './shared-leaves.ts'
 import { StreamedLayerMap } from './streamed-layer-map.ts'
 import type { TableThread } from './table-thread.ts'
 import type { IndexAnswer } from './table-work.ts'
 import { verifyCiphertext } from './verify-ciphertext.ts'
+
+/** Longest name of a device in an EROFS image: `struct erofs_deviceslot` has 64 bytes for it. */
+const DEVICE_TAG_CHARS = 64
 
 /** A layer that can be mounted. */
 export type BuiltLayer = FoundLayer & { readonly held: LazyLayer }
@@ -59,6 +64,9 @@ type Parts = {
   readonly peers: ClusterPeers | undefined
   readonly log: Log
 }
+
+/** What became of the files of a layer that a disk may have damaged; of one that is lost, nothing here says what was in it. */
+export type FilesState = 'sound' | 'remade' | 'lost'
 
 /** An index of a gzip layer that is not in its blob, and who says so. */
 type OutsideIndex = {
@@ -195,6 +203,30 @@ export class LayerBuilder {
   /** The table of contents of a layer that was built. */
   async toc(id: number): Promise<LayerToc> {
     return decodeToc(await readFile(this.#places.tocPath(id)))
+  }
+
+  /**
+   * Finds out whether a disk has damaged the table of contents or the metadata image, which no CID vouches for, and makes them anew
+   * where they can be: the image from the table, the table from a tar that is here whole. Rejects with what the disk says.
+   */
+  async checkFiles(record: LayerRecord, held: LazyLayer, signal: AbortSignal): Promise<FilesState> {
+    const { id } = record
+    const sums = await readSums(this.#places.sumsPath(id))
+    const toc = await readFile(this.#places.tocPath(id)).catch(() => undefined)
+    const metadata = await readFile(this.#places.metadataPath(id)).catch(() => undefined)
+    if (sums === undefined && toc !== undefined && metadata !== undefined) {
+      await writeSums(this.#places.sumsPath(id), { toc: sumOf(toc), metadata: sumOf(metadata) })
+      return 'sound'
+    }
+    const isSound = {
+      toc: toc !== undefined && sumOf(toc) === sums?.toc,
+      metadata: metadata !== undefined && sumOf(metadata) === sums?.metadata,
+    }
+    if (isSound.toc && isSound.metadata) return 'sound'
+    const table = isSound.toc ? toc : await tocOfTar(held, signal)
+    if (table === undefined) return 'lost'
+    await this.#writeTables(id, `layer ${id}`, { toc: table, held }, signal)
+    return 'remade'
   }
 
   /**
@@ -568,26 +600,50 @@ export class LayerBuilder {
     { toc, held }: Found,
     signal: AbortSignal,
   ): Promise<Pick<FoundLayer, 'inodes' | 'inheritsDirs' | 'hidesBelow'>> {
-    const { log, tables } = this.#parts
-    const { image, droppedXattrs, ...found } = await metadataImage(
-      {
-        tocs: [toc],
-        derive: 'inherit',
-        devices: [{ tag: blob.cid.toString().slice(0, 64), bytes: held.file.map.layerSize }],
-      },
-      { tables, read: (range) => held.read(range, { priority: 'foreground', signal }) },
-    )
+    const { log } = this.#parts
+    const tag = blob.cid.toString().slice(0, DEVICE_TAG_CHARS)
+    const { droppedXattrs, ...found } = await this.#writeTables(id, tag, { toc, held }, signal)
     if (droppedXattrs > 0) {
       log.warn(
         { layer: id, attributes: droppedXattrs },
         'extended attributes that EROFS cannot hold are missing from the layer',
       )
     }
-    await writeDurably(this.#places.tocPath(id), toc)
-    await writeDurably(this.#places.metadataPath(id), image)
     await held.file.flush()
     return found
   }
+
+  async #writeTables(
+    id: number,
+    tag: string,
+    { toc, held }: Pick<Found, 'toc' | 'held'>,
+    signal: AbortSignal,
+  ): Promise<Omit<MetadataImage, 'image'>> {
+    const { image, ...found } = await metadataImage(
+      { tocs: [toc], derive: 'inherit', devices: [{ tag, bytes: held.file.map.layerSize }] },
+      {
+        tables: this.#parts.tables,
+        read: (range) => held.read(range, { priority: 'foreground', signal }),
+      },
+    )
+    await writeDurably(this.#places.tocPath(id), toc)
+    await writeDurably(this.#places.metadataPath(id), image)
+    await writeSums(this.#places.sumsPath(id), { toc: sumOf(toc), metadata: sumOf(image) })
+    return found
+  }
+}
+
+/** The table of contents of a layer that is here whole and whose file is its tar, as `encodeToc` writes it. */
+async function tocOfTar(held: LazyLayer, signal: AbortSignal): Promise<Uint8Array | undefined> {
+  const { map, isComplete } = held.file
+  if (!isComplete || (map instanceof ChunkLayerMap && map.isRearranged)) return undefined
+  const request = { priority: 'background', signal } as const
+  const toc = await walkTar(
+    (offset, length) => held.read({ start: offset, end: offset + length }, request),
+    map.layerSize,
+    signal,
+  )
+  return encodeToc(toc)
 }
 
 /** Passes ciphertext on, which must be all of it, and rejects at its end with LayerError DATA_LOSS if it has another HMAC. */

@@ -11,6 +11,7 @@ import { listMounts } from '../kernel/mountinfo.ts'
 import type { Log } from '../log.ts'
 import type { LayerRecord } from './catalog.ts'
 import { writeDurably } from './durable-file.ts'
+import { sumOf, sumOfFile } from './file-sums.ts'
 import type { LayerDevice, LayerDevices } from './layer-devices.ts'
 import { fuseInode, type LayerPlaces, layerOfInode } from './layer-places.ts'
 import { metadataImage } from './metadata-image.ts'
@@ -53,6 +54,8 @@ const DERIVED_ID_CHARS = 12
 const derivedRecord = z.strictObject({
   chain: z.array(z.number().int()),
   devices: z.array(z.number().int()),
+  /** SHA-256 of the image; absent from those of earlier agents. */
+  sum: z.string().optional(),
 })
 type DerivedRecord = z.infer<typeof derivedRecord>
 
@@ -99,6 +102,8 @@ export class LayerMounts {
   readonly #settling = new Map<number, Promise<void>>()
   /** Derived metadata images being written, by id: two containers of an image may start at once. */
   readonly #deriving = new Map<string, Promise<void>>()
+  /** Those that were written, or found to be what was written, since this process started. */
+  readonly #soundDerived = new Set<string>()
 
   constructor(options: Options, parts: Parts) {
     this.#options = options
@@ -304,7 +309,7 @@ export class LayerMounts {
     const { places } = this.#options
     const { store, tables, signal } = this.#parts
     const path = `${places.derivedDir}/${id}.erofs`
-    if (existsSync(path)) return
+    if (await this.#isDerived(id, path)) return
     const { image } = await metadataImage(
       {
         tocs: await Promise.all(chain.map((layer) => readFile(places.tocPath(layer)))),
@@ -327,10 +332,29 @@ export class LayerMounts {
     )
     await writeDurably(
       `${places.derivedDir}/${id}.json`,
-      Buffer.from(JSON.stringify({ chain, devices })),
+      Buffer.from(JSON.stringify({ chain, devices, sum: sumOf(image) })),
     )
     // Last, since its presence says that both are there.
     await writeDurably(path, image)
+    this.#soundDerived.add(id)
+  }
+
+  /** Whether a derived image is there as it was written. One that a disk has damaged is taken down, to be made again. */
+  async #isDerived(id: string, path: string): Promise<boolean> {
+    if (!existsSync(path)) return false
+    if (this.#soundDerived.has(id)) return true
+    const record = await this.#recordOf(id).catch(() => undefined)
+    const sum = record?.sum
+    if (record !== undefined && (sum === undefined || (await sumOfFile(path)) === sum)) {
+      this.#soundDerived.add(id)
+      return true
+    }
+    this.#parts.log.error(
+      { image: path },
+      `the disk had damaged ${path}, which shows several layers as one; it is made again, but containers that run on it may have seen wrong names: restart their pods, and look at the disk's health`,
+    )
+    this.#unmountDerived(id)
+    return false
   }
 
   async #recordOf(id: string): Promise<DerivedRecord> {
@@ -448,11 +472,16 @@ export class LayerMounts {
       const record = await this.#recordOf(id).catch(() => undefined)
       // One that cannot be read says nothing of its image: it is made anew.
       if (record !== undefined && !isToGo(record)) continue
-      for (const held of this.#mounts.values()) {
-        if (basename(held.mount.target).startsWith(`x${id}`)) this.#unmount(held)
-      }
+      this.#unmountDerived(id)
+      this.#soundDerived.delete(id)
       await rm(`${derivedDir}/${id}.erofs`, { force: true })
       await rm(`${derivedDir}/${id}.json`, { force: true })
+    }
+  }
+
+  #unmountDerived(id: string): void {
+    for (const held of this.#mounts.values()) {
+      if (basename(held.mount.target).startsWith(`x${id}`)) this.#unmount(held)
     }
   }
 }

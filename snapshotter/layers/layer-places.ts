@@ -8,6 +8,8 @@ export type LayerPlaces = {
   metadataPath(id: number): string
   /** The table of contents that the metadata image was made from. */
   tocPath(id: number): string
+  /** What the table and the image must be: see `FileSums`. */
+  sumsPath(id: number): string
   /** How the layer file is made from the blob. */
   mapPath(id: number): string
   /** The blob's leaves, and how to ask for its key. */
@@ -31,6 +33,7 @@ export function layerPlaces(root: string, fuseDir: string): LayerPlaces {
     dataPath: (id) => `${layerDir(id)}/data`,
     metadataPath: (id) => `${layerDir(id)}/meta.erofs`,
     tocPath: (id) => `${layerDir(id)}/toc`,
+    sumsPath: (id) => `${layerDir(id)}/sums`,
     mapPath: (id) => `${layerDir(id)}/map`,
     leavesPath: (id) => `${layerDir(id)}/leaves`,
     ciphertextPath: (id) => `${layerDir(id)}/ciphertext`,

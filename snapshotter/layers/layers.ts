@@ -17,6 +17,7 @@ import type { Mount } from '../snapshots/mounts.ts'
 import { tablesNamed } from '../toc/table-annotations.ts'
 import { unlessAborted } from '../unless-aborted.ts'
 import type { Catalog, ImageLayer, ImageRecord, LayerRecord } from './catalog.ts'
+import type { CheckedBytes, DiskCheck } from './disk-check.ts'
 import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
 import { fuseInode, layerOfInode } from './layer-places.ts'
@@ -48,6 +49,7 @@ type Parts = {
   readonly builder: LayerBuilder
   readonly mounts: LayerMounts
   readonly shared: SharedLeaves
+  readonly disk: DiskCheck
   /** Undefined where no registry is ever asked. */
   readonly registryImages: RegistryImages | undefined
   /** Undefined on a kernel that cannot mount lazily: then no layer is ever claimed. */
@@ -65,6 +67,11 @@ type Parts = {
   readonly onSpoiled: (layer: LayerRecord) => void
 }
 
+export type CheckedLayer = CheckedBytes & {
+  /** Whether its table of contents or its metadata image had to be made again. */
+  readonly healedTables: boolean
+}
+
 /** A layer on its way, and by which side index. */
 type Building = { readonly record: Promise<LayerRecord>; readonly indexCid: string | undefined }
 
@@ -75,6 +82,8 @@ export class Layers implements LazyLayers, AsyncDisposable {
   /** Layers being built, by the CID of their blob: images pulled at once share them. */
   readonly #building = new Map<string, Building>()
   readonly #verifying = new Map<number, Promise<void>>()
+  /** Layers whose tables are looked at before they are mounted, or are made again. */
+  readonly #sound = new Map<number, Promise<LayerRecord>>()
   /** Layers being deleted, by the CID of their blob: one that is asked for meanwhile is built anew. */
   readonly #removing = new Map<string, Promise<void>>()
 
@@ -280,7 +289,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     signal: AbortSignal,
   ): Promise<readonly string[]> {
     const bottomFirst = chain.map(({ layer }) => layer).toReversed()
-    const usable = Promise.all(bottomFirst.map((layer) => this.#usable(layer)))
+    const usable = Promise.all(bottomFirst.map((layer) => this.#mountable(layer)))
     const layers = await unlessAborted(usable, signal)
     const { mounts, starts } = this.#parts
     const before = new Set(mounts.list().map(({ target }) => target))
@@ -485,7 +494,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
   }
 
   async #remove(record: LayerRecord): Promise<void> {
-    const { catalog, store, builder, mounts, server, shared } = this.#parts
+    const { catalog, store, builder, disk, mounts, server, shared } = this.#parts
     const held = store.get(fuseInode(record.id))
     mounts.release(record.id)
     await mounts.removeDerivedFrom(record.id)
@@ -499,7 +508,24 @@ export class Layers implements LazyLayers, AsyncDisposable {
     }
     shared.forget(record.id)
     builder.forget(record.id)
+    disk.forget(record.id)
     catalog.removeLayer(record.id)
+  }
+
+  /**
+   * Reads a layer from the disk, checks it, and heals what the disk has damaged. Rejects with LayerError DATA_LOSS if that is not
+   * possible, with BlockError if it takes bytes that cannot be had, and with what the disk says.
+   */
+  async checkOnDisk(record: LayerRecord, signal: AbortSignal): Promise<CheckedLayer> {
+    const { catalog, disk } = this.#parts
+    const { id } = record
+    if (record.state === 'corrupt') throw notAsPromised(record)
+    await disk.doubt(record)
+    const tables = await disk.tables(record, signal)
+    await unlessAborted(this.#mountable(id), signal)
+    // It may have been checked whole for the first time meanwhile.
+    const bytes = await disk.bytes(catalog.layer(id) ?? record, signal)
+    return { ...bytes, healedTables: tables !== 'sound' }
   }
 
   /** Ends what is being built and checked. Mounts stay. */
@@ -510,13 +536,14 @@ export class Layers implements LazyLayers, AsyncDisposable {
   }
 
   async #build(layer: ImageLayer): Promise<LayerRecord> {
-    const { catalog, builder, server, log } = this.#parts
+    const { catalog, builder, disk, server, log } = this.#parts
     const started = performance.now()
     const isNew = catalog.layerByBlob(layer.blobCid) === undefined
     const id = catalog.beginLayer(layer)
     try {
       const { held, ...found } = await builder.build(id, layer, this.#closing.signal)
       catalog.finishLayer(id, found)
+      disk.noteWritten(id)
       server?.add(held)
       log.info(
         {
@@ -604,6 +631,31 @@ export class Layers implements LazyLayers, AsyncDisposable {
       `layer ${record.blobDigest} is not what its image promised, every read of it now fails: ${sentence}`,
     )
     onSpoiled(record)
+  }
+
+  /** A layer whose tables are what was written; one of which the disk has lost them is built again. */
+  #mountable(layer: number): Promise<LayerRecord> {
+    const looking =
+      this.#sound.get(layer) ?? this.#withTables(layer).finally(() => this.#sound.delete(layer))
+    this.#sound.set(layer, looking)
+    return looking
+  }
+
+  async #withTables(layer: number): Promise<LayerRecord> {
+    const { catalog, disk, mounts, server, shared, store, log } = this.#parts
+    const record = await this.#usable(layer)
+    if ((await disk.tables(record, this.#closing.signal)) !== 'lost') return record
+    log.error(
+      { layer: record.blobDigest },
+      `the disk has damaged the table of contents of layer ${record.blobDigest}: it is built again`,
+    )
+    server?.remove(fuseInode(layer))
+    mounts.release(layer)
+    await mounts.removeDerivedFrom(layer)
+    shared.forget(layer)
+    await store.letGo(fuseInode(layer))
+    catalog.markLost(layer)
+    return this.#usable(layer)
   }
 
   /** A snapshot names this layer: if its files were lost, an image that we remember says where to get them again. */

@@ -83,6 +83,7 @@ export class SharedLeaves implements Disposable {
         const here = cid && (await this.#bytesOf({ cid, coding, bytes: end - start }))
         return here ?? units.fetchUnit(unit, request)
       },
+      origin: units,
     }
   }
 

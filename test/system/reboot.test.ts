@@ -69,4 +69,7 @@ test('after a reboot, with no network at all, an image starts that was complete'
   await using container = await onceServed(() => node.startContainer(image, ['sleep', 'infinity']))
   const read = await node.cri.execSync(container.id, ['sha256sum', '/file'])
   expect(read.stdout).toContain(hash('sha256', content))
+  // And its disk has all of it as it was written.
+  const check = ['cache', 'check', '--agent', node.agent.adminSocket, '--output', 'json']
+  expect(JSON.parse(await runCommand(IPDR, check))).toMatchObject({ healed: 0, damaged: 0 })
 }, 180_000)

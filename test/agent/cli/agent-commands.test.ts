@@ -293,6 +293,70 @@ describe('cache gc', () => {
   })
 })
 
+describe('cache check', () => {
+  const ListLayers = async () => ({ layers: LAYERS })
+
+  test('checks all layers, and counts what it found', async () => {
+    const asked: string[] = []
+    const CheckLayer: AgentMethods['CheckLayer'] = async ({ digest }) => {
+      asked.push(digest)
+      return { whole: true, healedUnits: digest === DIGEST_B ? 2 : 0, healedTables: false }
+    }
+    const { stdout, exitCode } = await runWith({ ListLayers, CheckLayer }, ['cache', 'check'])
+    expect(asked).toEqual(LAYERS.map(({ digest }) => digest))
+    expect({ stdout, exitCode }).toEqual({
+      stdout: `Checked ${LAYERS.length} layers: ${LAYERS.length - 1} intact, 1 healed.\n`,
+      exitCode: 0,
+    })
+  })
+
+  test('checks those that are named, and tells what could not be checked', async () => {
+    const CheckLayer: AgentMethods['CheckLayer'] = async () => ({
+      whole: false,
+      healedUnits: 0,
+      healedTables: false,
+    })
+    const words = ['cache', 'check', DIGEST_A.slice(0, 19), '-o', 'json']
+    const { stdout } = await runWith({ ListLayers, CheckLayer }, words)
+    const layer = {
+      digest: DIGEST_A,
+      state: 'incomplete',
+      healedUnits: 0,
+      healedTables: false,
+      error: null,
+    }
+    expect(json(stdout)).toEqual({
+      layers: [layer],
+      intact: 0,
+      healed: 0,
+      incomplete: 1,
+      damaged: 0,
+    })
+  })
+
+  test('goes on after a layer that cannot be healed, and fails', async () => {
+    const CheckLayer: AgentMethods['CheckLayer'] = async ({ digest }) => {
+      if (digest === DIGEST_A) throw new CodedError('DATA_LOSS', 'replace the disk')
+      return { whole: true, healedUnits: 0, healedTables: true }
+    }
+    const { stdout, stderr, exitCode } = await runWith({ ListLayers, CheckLayer }, [
+      'cache',
+      'check',
+      DIGEST_A,
+      DIGEST_B,
+    ])
+    expect(stdout).toBe('Checked 2 layers: 1 healed, 1 damaged.\n')
+    expect(stderr).toContain('replace the disk')
+    expect(exitCode).toBe(1)
+  })
+
+  test('an unknown digest checks nothing', async () => {
+    const { exitCode, stderr } = await runWith({ ListLayers }, ['cache', 'check', 'sha256:0000'])
+    expect(exitCode).toBe(66)
+    expect(stderr).toContain('there is no layer sha256:0000 on this node')
+  })
+})
+
 describe('cache rm', () => {
   function remembering(): { removed: string[]; methods: Partial<AgentMethods> } {
     const removed: string[] = []

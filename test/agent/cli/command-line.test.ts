@@ -47,7 +47,7 @@ describe('a wrong command line', () => {
     { words: [], says: 'name a command', see: 'ipdr --help' },
     {
       words: ['cache'],
-      says: 'what to do: cache ls, cache gc, cache rm',
+      says: 'what to do: cache ls, cache check, cache gc, cache rm',
       see: 'ipdr cache --help',
     },
     { words: ['status', '--colour'], says: 'option or argument colour', see: 'ipdr status --help' },
@@ -124,7 +124,7 @@ describe('completion', () => {
 
   test.each([
     { words: ['ipdr', 'st'], offers: ['status'] },
-    { words: ['ipdr', 'cache', ''], offers: ['ls', 'gc', 'rm'] },
+    { words: ['ipdr', 'cache', ''], offers: ['ls', 'check', 'gc', 'rm'] },
     { words: ['ipdr', 'cache', 'gc', '--k'], offers: ['--keep'] },
     { words: ['ipdr', 'status', '--output', 'j'], offers: ['json'] },
   ])('offers $offers for $words', async ({ words, offers }) => {

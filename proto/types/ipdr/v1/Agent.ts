@@ -2,6 +2,8 @@
 
 import type * as grpc from '@grpc/grpc-js'
 import type { MethodDefinition } from '@grpc/proto-loader'
+import type { CheckLayerRequest as _ipdr_v1_CheckLayerRequest, CheckLayerRequest__Output as _ipdr_v1_CheckLayerRequest__Output } from '../../ipdr/v1/CheckLayerRequest.ts';
+import type { CheckLayerResponse as _ipdr_v1_CheckLayerResponse, CheckLayerResponse__Output as _ipdr_v1_CheckLayerResponse__Output } from '../../ipdr/v1/CheckLayerResponse.ts';
 import type { CollectGarbageRequest as _ipdr_v1_CollectGarbageRequest, CollectGarbageRequest__Output as _ipdr_v1_CollectGarbageRequest__Output } from '../../ipdr/v1/CollectGarbageRequest.ts';
 import type { CollectGarbageResponse as _ipdr_v1_CollectGarbageResponse, CollectGarbageResponse__Output as _ipdr_v1_CollectGarbageResponse__Output } from '../../ipdr/v1/CollectGarbageResponse.ts';
 import type { FinishRecordingRequest as _ipdr_v1_FinishRecordingRequest, FinishRecordingRequest__Output as _ipdr_v1_FinishRecordingRequest__Output } from '../../ipdr/v1/FinishRecordingRequest.ts';
@@ -24,6 +26,15 @@ import type { WaitedForRequest as _ipdr_v1_WaitedForRequest, WaitedForRequest__O
 import type { WaitedForResponse as _ipdr_v1_WaitedForResponse, WaitedForResponse__Output as _ipdr_v1_WaitedForResponse__Output } from '../../ipdr/v1/WaitedForResponse.ts';
 
 export interface AgentClient extends grpc.Client {
+  CheckLayer(argument: _ipdr_v1_CheckLayerRequest, metadata: grpc.Metadata, options: grpc.CallOptions, callback: grpc.requestCallback<_ipdr_v1_CheckLayerResponse__Output>): grpc.ClientUnaryCall;
+  CheckLayer(argument: _ipdr_v1_CheckLayerRequest, metadata: grpc.Metadata, callback: grpc.requestCallback<_ipdr_v1_CheckLayerResponse__Output>): grpc.ClientUnaryCall;
+  CheckLayer(argument: _ipdr_v1_CheckLayerRequest, options: grpc.CallOptions, callback: grpc.requestCallback<_ipdr_v1_CheckLayerResponse__Output>): grpc.ClientUnaryCall;
+  CheckLayer(argument: _ipdr_v1_CheckLayerRequest, callback: grpc.requestCallback<_ipdr_v1_CheckLayerResponse__Output>): grpc.ClientUnaryCall;
+  checkLayer(argument: _ipdr_v1_CheckLayerRequest, metadata: grpc.Metadata, options: grpc.CallOptions, callback: grpc.requestCallback<_ipdr_v1_CheckLayerResponse__Output>): grpc.ClientUnaryCall;
+  checkLayer(argument: _ipdr_v1_CheckLayerRequest, metadata: grpc.Metadata, callback: grpc.requestCallback<_ipdr_v1_CheckLayerResponse__Output>): grpc.ClientUnaryCall;
+  checkLayer(argument: _ipdr_v1_CheckLayerRequest, options: grpc.CallOptions, callback: grpc.requestCallback<_ipdr_v1_CheckLayerResponse__Output>): grpc.ClientUnaryCall;
+  checkLayer(argument: _ipdr_v1_CheckLayerRequest, callback: grpc.requestCallback<_ipdr_v1_CheckLayerResponse__Output>): grpc.ClientUnaryCall;
+  
   CollectGarbage(argument: _ipdr_v1_CollectGarbageRequest, metadata: grpc.Metadata, options: grpc.CallOptions, callback: grpc.requestCallback<_ipdr_v1_CollectGarbageResponse__Output>): grpc.ClientUnaryCall;
   CollectGarbage(argument: _ipdr_v1_CollectGarbageRequest, metadata: grpc.Metadata, callback: grpc.requestCallback<_ipdr_v1_CollectGarbageResponse__Output>): grpc.ClientUnaryCall;
   CollectGarbage(argument: _ipdr_v1_CollectGarbageRequest, options: grpc.CallOptions, callback: grpc.requestCallback<_ipdr_v1_CollectGarbageResponse__Output>): grpc.ClientUnaryCall;
@@ -105,6 +116,8 @@ export interface AgentClient extends grpc.Client {
 }
 
 export interface AgentHandlers extends grpc.UntypedServiceImplementation {
+  CheckLayer: grpc.handleUnaryCall<_ipdr_v1_CheckLayerRequest__Output, _ipdr_v1_CheckLayerResponse>;
+  
   CollectGarbage: grpc.handleUnaryCall<_ipdr_v1_CollectGarbageRequest__Output, _ipdr_v1_CollectGarbageResponse>;
   
   FinishRecording: grpc.handleUnaryCall<_ipdr_v1_FinishRecordingRequest__Output, _ipdr_v1_FinishRecordingResponse>;
@@ -128,6 +141,7 @@ export interface AgentHandlers extends grpc.UntypedServiceImplementation {
 }
 
 export interface AgentDefinition extends grpc.ServiceDefinition {
+  CheckLayer: MethodDefinition<_ipdr_v1_CheckLayerRequest, _ipdr_v1_CheckLayerResponse, _ipdr_v1_CheckLayerRequest__Output, _ipdr_v1_CheckLayerResponse__Output>
   CollectGarbage: MethodDefinition<_ipdr_v1_CollectGarbageRequest, _ipdr_v1_CollectGarbageResponse, _ipdr_v1_CollectGarbageRequest__Output, _ipdr_v1_CollectGarbageResponse__Output>
   FinishRecording: MethodDefinition<_ipdr_v1_FinishRecordingRequest, _ipdr_v1_FinishRecordingResponse, _ipdr_v1_FinishRecordingRequest__Output, _ipdr_v1_FinishRecordingResponse__Output>
   LayerIndex: MethodDefinition<_ipdr_v1_LayerIndexRequest, _ipdr_v1_LayerIndexPart, _ipdr_v1_LayerIndexRequest__Output, _ipdr_v1_LayerIndexPart__Output>

@@ -54,6 +54,7 @@ const UNIMPLEMENTED: AgentMethods = {
   ListImages: refuseLater,
   CollectGarbage: refuseLater,
   RemoveLayer: refuseLater,
+  CheckLayer: refuseLater,
   WaitedFor: refuseLater,
   LayerIndex: refuse,
   Record: refuse,

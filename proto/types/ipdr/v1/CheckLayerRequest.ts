@@ -1,0 +1,10 @@
+// Original file: proto/ipdr/agent.proto
+
+
+export interface CheckLayerRequest {
+  'digest'?: (string);
+}
+
+export interface CheckLayerRequest__Output {
+  'digest': (string);
+}

@@ -1,0 +1,43 @@
+import { createHash } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import { z } from 'zod'
+import { writeDurably } from './durable-file.ts'
+
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/)
+const sumsRecord: z.ZodType<FileSums> = z.strictObject({ toc: sha256, metadata: sha256 })
+
+/** SHA-256 of the files of a layer that are made here, so that no CID vouches for them, as hex. */
+export type FileSums = { readonly toc: string; readonly metadata: string }
+
+export function sumOf(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex')
+}
+
+/** Undefined if it cannot be read. */
+export async function sumOfFile(path: string): Promise<string | undefined> {
+  const bytes = await readFile(path).catch(() => undefined)
+  return bytes && sumOf(bytes)
+}
+
+/** Writes the sums that files are checked by from now on. */
+export async function writeSums(path: string, sums: FileSums): Promise<void> {
+  await writeDurably(path, Buffer.from(JSON.stringify(sums)))
+}
+
+/** Undefined of a layer that was built before there were sums. A damaged file reads as sums that nothing has. */
+export async function readSums(path: string): Promise<FileSums | undefined> {
+  let text: string
+  try {
+    text = await readFile(path, 'utf8')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    return DAMAGED
+  }
+  try {
+    return sumsRecord.parse(JSON.parse(text))
+  } catch {
+    return DAMAGED
+  }
+}
+
+const DAMAGED: FileSums = { toc: '', metadata: '' }
