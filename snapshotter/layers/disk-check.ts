@@ -2,7 +2,7 @@ import { open } from 'node:fs/promises'
 import type { BlobStore } from '../blobs/blob-store.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import { unitCount } from '../blobs/shared-units.ts'
-import { LayerError } from '../errors.ts'
+import { CodedError, LayerError } from '../errors.ts'
 import { dropCached } from '../kernel/libc.ts'
 import type { Log } from '../log.ts'
 import type { LayerRecord } from './catalog.ts'
@@ -10,6 +10,7 @@ import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
 import { verifyLayer } from './layer-verifier.ts'
+import { StreamedLayerMap } from './streamed-layer-map.ts'
 
 /** Units fetched again at once. 8 keep a 100 Mbit/s link busy at 50 ms a round trip. */
 const FETCHED_AT_ONCE = 8
@@ -101,7 +102,10 @@ export class DiskCheck {
       }
     }
     if (await isIntact()) return { isWhole: true, healedUnits: 0 }
-    const healedUnits = await fetchAgain(held, signal)
+    const healedUnits = await fetchAgain(held, signal).catch((error: unknown) => {
+      signal.throwIfAborted()
+      throw notFetched(record, error)
+    })
     // What the kernel has read through a mount, it keeps for the mount.
     mounts.release(id)
     log.error(
@@ -129,6 +133,12 @@ export class DiskCheck {
 
 /** Resolves to how many units of a complete layer had other bytes than where it was published. */
 async function fetchAgain(held: LazyLayer, signal: AbortSignal): Promise<number> {
+  if (held.file.map instanceof StreamedLayerMap) {
+    throw new LayerError(
+      'FAILED_PRECONDITION',
+      'a zstd layer without an index cannot be read in parts: remove the image and pull it again',
+    )
+  }
   let healed = 0
   const units = Array(unitCount(held.file.map.starts)).keys()
   const healNext = async (): Promise<void> => {
@@ -138,6 +148,16 @@ async function fetchAgain(held: LazyLayer, signal: AbortSignal): Promise<number>
   }
   await Promise.all(Array.from({ length: FETCHED_AT_ONCE }, healNext))
   return healed
+}
+
+function notFetched({ blobDigest }: LayerRecord, error: unknown): LayerError {
+  const reason = error instanceof Error ? error.message : String(error)
+  return new LayerError(
+    error instanceof CodedError ? error.code : 'INTERNAL',
+    `layer ${blobDigest} is damaged on this disk, and its bytes cannot be fetched again: ${reason}`,
+    { digest: blobDigest },
+    error,
+  )
 }
 
 /** Of what is not there, nothing is in memory. */

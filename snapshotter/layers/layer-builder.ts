@@ -32,7 +32,7 @@ import { walkTar } from '../toc/walk-tar.ts'
 import type { Catalog, FoundLayer, ImageLayer, LayerFormat, LayerRecord } from './catalog.ts'
 import { CiphertextFile } from './ciphertext-file.ts'
 import { writeDurably } from './durable-file.ts'
-import { readSums, sumOf, writeSums } from './file-sums.ts'
+import { readSums, sumOf, sumOfFile, writeSums } from './file-sums.ts'
 import { type BlobPlaces, keptEncryptedBlob, readKeptBlob } from './kept-blob.ts'
 import type { KeptEncryption, LayerKeys } from './layer-keys.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
@@ -210,20 +210,23 @@ export class LayerBuilder {
    * where they can be: the image from the table, the table from a tar that is here whole. Rejects with what the disk says.
    */
   async checkFiles(record: LayerRecord, held: LazyLayer, signal: AbortSignal): Promise<FilesState> {
-    const { id } = record
-    const sums = await readSums(this.#places.sumsPath(id))
-    const toc = await readFile(this.#places.tocPath(id)).catch(() => undefined)
-    const metadata = await readFile(this.#places.metadataPath(id)).catch(() => undefined)
-    if (sums === undefined && toc !== undefined && metadata !== undefined) {
-      await writeSums(this.#places.sumsPath(id), { toc: sumOf(toc), metadata: sumOf(metadata) })
+    const { id, blobDigest } = record
+    const promised = await readSums(this.#places.sumsPath(id))
+    const toc = await sumOfFile(this.#places.tocPath(id))
+    const metadata = await sumOfFile(this.#places.metadataPath(id))
+    if (promised === undefined && toc !== undefined && metadata !== undefined) {
+      // On a full disk it is the next start that takes them down.
+      await writeSums(this.#places.sumsPath(id), { toc, metadata }).catch((error: unknown) => {
+        const sentence = `layer ${blobDigest} has no checksums yet: ${String(error)}`
+        this.#parts.log.warn({ layer: blobDigest, reason: String(error) }, sentence)
+      })
       return 'sound'
     }
-    const isSound = {
-      toc: toc !== undefined && sumOf(toc) === sums?.toc,
-      metadata: metadata !== undefined && sumOf(metadata) === sums?.metadata,
-    }
-    if (isSound.toc && isSound.metadata) return 'sound'
-    const table = isSound.toc ? toc : await tocOfTar(held, signal)
+    const isTocSound = toc !== undefined && toc === promised?.toc
+    if (isTocSound && metadata !== undefined && metadata === promised?.metadata) return 'sound'
+    const table = isTocSound
+      ? await readFile(this.#places.tocPath(id))
+      : await tocOfTar(held, signal)
     if (table === undefined) return 'lost'
     await this.#writeTables(id, `layer ${id}`, { toc: table, held }, signal)
     return 'remade'

@@ -517,8 +517,12 @@ export class Layers implements LazyLayers, AsyncDisposable {
    * possible, with BlockError if it takes bytes that cannot be had, and with what the disk says.
    */
   async checkOnDisk(record: LayerRecord, signal: AbortSignal): Promise<CheckedLayer> {
-    const { catalog, disk } = this.#parts
+    const { catalog, disk, store } = this.#parts
     const { id } = record
+    // There is nothing to heal of what was lost: it is built again when a container needs it.
+    if (store.get(fuseInode(id)) === undefined) {
+      return { isWhole: false, healedUnits: 0, healedTables: false }
+    }
     if (record.state === 'corrupt') throw notAsPromised(record)
     await disk.doubt(record)
     const tables = await disk.tables(record, signal)

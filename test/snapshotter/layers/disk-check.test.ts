@@ -202,7 +202,7 @@ test(
     damage(join(stage.dir, 'data'))
     await stage.node.start(noBlocks)
     await expect(stage.node.snapshotter.checkLayer(stage.digest, signal)).rejects.toThrow(
-      'no block',
+      /is damaged on this disk, and its bytes cannot be fetched again: .*no block/,
     )
     await restart(stage)
     expect(await stage.node.snapshotter.checkLayer(stage.digest, signal)).toMatchObject({
