@@ -179,6 +179,15 @@ export type Config = {
     /** What the kernel mounts layers from: loop devices while bytes are missing (`auto`), files always, or loop devices always. */
     readonly from: 'auto' | 'files' | 'loops'
   }
+  /** This agent as containerd's content store; undefined: containerd has its own. */
+  readonly content?:
+    | {
+        /** `<runDir>/content.sock` unless given. */
+        readonly socketPath: string
+        /** Where blobs are, in the layout of containerd's own store, so that what that one has stays. */
+        readonly root: string
+      }
+    | undefined
   /** This agent as a key provider over the keys that every pod may use, for skopeo and ctd-decoder; undefined: it is none. */
   readonly keyProvider?:
     | {
@@ -380,6 +389,12 @@ const configSchema = z.strictObject({
       from: z.enum(['auto', 'files', 'loops']).default('auto'),
     })
     .prefault({}),
+  content: z
+    .strictObject({
+      socketPath: socketPath.optional(),
+      root: absolutePath.default('/var/lib/containerd/io.containerd.content.v1.content'),
+    })
+    .optional(),
   keyProvider: z
     .strictObject({
       socketPath: socketPath.optional(),
@@ -428,6 +443,10 @@ export function parseConfig(value: unknown, origin = 'configuration'): Config {
       socketPath: config.snapshotter.socketPath ?? `${config.runDir}/snapshotter.sock`,
     },
     admin: { socketPath: config.admin.socketPath ?? `${config.runDir}/admin.sock` },
+    content: config.content && {
+      ...config.content,
+      socketPath: config.content.socketPath ?? `${config.runDir}/content.sock`,
+    },
     keyProvider: config.keyProvider && {
       ...config.keyProvider,
       socketPath: config.keyProvider.socketPath ?? `${config.runDir}/keyprovider.sock`,

@@ -31,11 +31,13 @@ type Image = {
   readonly layers: readonly (RememberedLayer & { readonly blob: Descriptor })[]
 }
 
+/** An image by one of its names. */
+export type NamedImage = Image & { readonly reference: string }
+
 /** The images of all namespaces of containerd, as its metadata and content stores have them. */
 export class ContainerdImages implements ImagesOfNode {
   readonly #socketPath: string
-  /** Undefined: of what is no image of this node, or not whole. */
-  readonly #images = new Map<string, Image | undefined>()
+  readonly #images = new Map<string, Image>()
 
   constructor(socketPath: string) {
     this.#socketPath = socketPath
@@ -63,28 +65,36 @@ export class ContainerdImages implements ImagesOfNode {
     }
   }
 
+  /** The images of a namespace that containerd has enough of to say what their layers are. Rejects with gRPC's ServiceError. */
+  async imagesOf(namespace: string, signal: AbortSignal): Promise<NamedImage[]> {
+    const headers = { 'containerd-namespace': namespace }
+    using images = connect(imagesContract(), this.#socketPath, headers)
+    using content = connect(contentContract(), this.#socketPath, headers)
+    const listed = await images.calls.List({}, { signal })
+    const found: NamedImage[] = []
+    for (const { name, target } of listed.images.slice(0, IMAGES_MAX)) {
+      const digest = target?.digest ?? ''
+      // CRI has the config's digest for a name too, which says nothing of where an image is from.
+      if (isDigest(name)) continue
+      const image = this.#images.get(digest) ?? (await imageAt(digest, { content, signal }))
+      if (image === undefined) continue
+      if (this.#images.size >= REMEMBERED_MAX) this.#images.clear()
+      this.#images.set(digest, image)
+      found.push({ reference: name, ...image })
+    }
+    return found
+  }
+
   async #imagesIn(
     namespace: string,
     layerChainId: string,
     signal: AbortSignal,
   ): Promise<RememberedImage[]> {
-    const headers = { 'containerd-namespace': namespace }
-    using images = connect(imagesContract(), this.#socketPath, headers)
-    using content = connect(contentContract(), this.#socketPath, headers)
-    const listed = await images.calls.List({}, { signal })
     const found: RememberedImage[] = []
-    for (const { name, target } of listed.images.slice(0, IMAGES_MAX)) {
-      const digest = target?.digest ?? ''
-      // CRI has the config's digest for a name too, which says nothing of where an image is from.
-      if (isDigest(name)) continue
-      if (!this.#images.has(digest)) {
-        if (this.#images.size >= REMEMBERED_MAX) this.#images.clear()
-        this.#images.set(digest, await imageAt(digest, { content, signal }))
-      }
-      const image = this.#images.get(digest)
-      if (image?.layers.some((layer) => layer.layerChainId === layerChainId) !== true) continue
+    for (const { reference, ...image } of await this.imagesOf(namespace, signal)) {
+      if (!image.layers.some((layer) => layer.layerChainId === layerChainId)) continue
       found.push({
-        reference: name,
+        reference,
         ...image,
         unpack: (layer, mounts, signal) => {
           const blob = image.layers.find(({ digest }) => digest === layer.digest)?.blob

@@ -1,6 +1,8 @@
 import { once } from 'node:events'
 import { mkdir } from 'node:fs/promises'
 import { KEY_PROVIDER_MESSAGE_BYTES_MAX } from '../snapshotter/encryption/key-provider-protocol.ts'
+import { contentService } from '../snapshotter/content-service.ts'
+import { ContentStore } from '../snapshotter/content-store.ts'
 import { registryService } from '../snapshotter/registry-service.ts'
 import { snapshotsService } from '../snapshotter/snapshots-service.ts'
 import { Snapshotter } from '../snapshotter/snapshotter.ts'
@@ -12,6 +14,7 @@ import { clusterService } from './cluster/cluster-service.ts'
 import { readClusterTls } from './cluster/cluster-tls.ts'
 import type { Config } from './config.ts'
 import { ContainerdImages } from './containerd-images.ts'
+import { ContentLinks } from './content-links.ts'
 import { killContainer } from './containerd-tasks.ts'
 import { ImageReminder } from './forgotten-images.ts'
 import { GrpcServer } from './grpc-server.ts'
@@ -75,6 +78,7 @@ export async function runDataWorker(
       onRefused: (policy) => metrics.imageRefused(policy),
     })
     const keys = await nodeKeys(config.decryption, log.child({ part: 'keys' }), stop)
+    const images = new ContainerdImages(config.containerd.socketPath)
     const snapshotter = opened.use(
       await Snapshotter.open(
         {
@@ -99,7 +103,7 @@ export async function runDataWorker(
           metrics,
           trust,
           ...(peers && { peers }),
-          imagesOfNode: new ContainerdImages(config.containerd.socketPath),
+          imagesOfNode: images,
           endContainer: (snapshotKey) => killContainer(config.containerd.socketPath, snapshotKey),
         },
       ),
@@ -152,6 +156,21 @@ export async function runDataWorker(
       const messageBytesMax = KEY_PROVIDER_MESSAGE_BYTES_MAX
       opened.use(await GrpcServer.listen({ socketPath, messageBytesMax }, [service], grpc))
     }
+    let content: ContentStore | undefined
+    if (config.content !== undefined) {
+      const { root, socketPath } = config.content
+      content = opened.use(
+        await ContentStore.open(
+          { root, recordsPath: `${config.root}/content.db` },
+          {
+            published: snapshotter.publishedBlobs,
+            log: log.child({ part: 'content' }),
+            onRead: (from, bytes) => metrics.contentRead(from, bytes),
+          },
+        ),
+      )
+      opened.use(await GrpcServer.listen({ socketPath }, [contentService(content)], grpc))
+    }
     const registry = opened.use(
       await HttpServer.listen(
         config.registry.listen,
@@ -200,6 +219,11 @@ export async function runDataWorker(
       ),
     )
     tell({ kind: 'ready', rung: snapshotter.kernel.rung })
+    if (content !== undefined) {
+      const { socketPath } = config.containerd
+      const parts = { images, store: content, log: log.child({ part: 'content' }) }
+      opened.use(new ContentLinks(socketPath, parts))
+    }
     opened.use(
       new ImageReminder(config.containerd.socketPath, { log: log.child({ part: 'containerd' }) }),
     )

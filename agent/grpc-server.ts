@@ -6,6 +6,7 @@ import { setTimeout } from 'node:timers/promises'
 import {
   Server,
   ServerCredentials,
+  type ServerDuplexStream,
   type ServerUnaryCall,
   type ServerWritableStream,
   type StatusObject,
@@ -15,6 +16,7 @@ import {
 } from '@grpc/grpc-js'
 import type { Call, Service } from '../proto/contract.ts'
 import { CodedError, type ErrorCode } from '../snapshotter/errors.ts'
+import { unlessAborted } from '../snapshotter/unless-aborted.ts'
 import type { Logger } from './logger.ts'
 
 /** How a call ended, by gRPC's names. UNKNOWN is an error that nobody foresaw. */
@@ -183,10 +185,23 @@ export class GrpcServer implements AsyncDisposable {
 
   #handlersOf({ definition, methods }: Service): UntypedServiceImplementation {
     const handlers: UntypedServiceImplementation = {}
-    for (const [name, { path, responseStream }] of Object.entries(definition)) {
+    for (const [name, { path, requestStream, responseStream }] of Object.entries(definition)) {
       const method = methods[name]
       if (method === undefined) continue // grpc-js answers UNIMPLEMENTED.
-      if (responseStream) {
+      if (requestStream) {
+        const exchanging = method as ExchangeMethod
+        handlers[name] = (call: ExchangeCall) => {
+          this.#run(
+            path,
+            call,
+            (signal) => {
+              const { metadata } = call
+              return sendAll(call, exchanging(received(call, signal), { signal, metadata }), signal)
+            },
+            (failure) => call.emit('error', failure),
+          )
+        }
+      } else if (responseStream) {
         const streaming = method as StreamMethod
         handlers[name] = (call: StreamCall) => {
           this.#run(
@@ -219,7 +234,7 @@ export class GrpcServer implements AsyncDisposable {
 
   #run(
     path: string,
-    call: UnaryCall | StreamCall,
+    call: { once(event: 'cancelled', listener: () => void): unknown },
     work: (signal: AbortSignal) => Promise<void>,
     fail: (failure: Partial<StatusObject>) => void,
   ): void {
@@ -263,13 +278,28 @@ export class GrpcServer implements AsyncDisposable {
 
 type UnaryCall = ServerUnaryCall<unknown, unknown>
 type StreamCall = ServerWritableStream<unknown, unknown>
+type ExchangeCall = ServerDuplexStream<unknown, unknown>
 type UnaryMethod = (request: unknown, call: Call) => Promise<unknown>
 type StreamMethod = (request: unknown, call: Call) => AsyncIterable<unknown>
+type ExchangeMethod = (requests: AsyncIterable<unknown>, call: Call) => AsyncIterable<unknown>
 
 const EXPECTED: ReadonlySet<StatusName> = new Set(['NOT_FOUND', 'ALREADY_EXISTS', 'CANCELLED'])
 
+/** What the caller sends, until it has said all. Rejects when the call is cancelled: the stream itself need not notice. */
+async function* received(
+  call: ExchangeCall,
+  signal: AbortSignal,
+): AsyncGenerator<unknown, void, void> {
+  const messages: AsyncIterator<unknown> = call[Symbol.asyncIterator]()
+  for (;;) {
+    const next = await unlessAborted(messages.next(), signal)
+    if (next.done === true) return
+    yield next.value
+  }
+}
+
 async function sendAll(
-  call: StreamCall,
+  call: StreamCall | ExchangeCall,
   messages: AsyncIterable<unknown>,
   signal: AbortSignal,
 ): Promise<void> {

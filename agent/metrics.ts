@@ -33,6 +33,7 @@ export class Metrics {
   readonly #fetchedBytes: Counter<'source'>
   readonly #reusedBytes: Counter
   readonly #registrySentBytes: Counter<'kind'>
+  readonly #contentReadBytes: Counter<'from'>
   readonly #registryReceivedBytes: Counter
   readonly #registryLoginsRefused: Counter
   readonly #verificationFailures: Counter<'what'>
@@ -73,6 +74,12 @@ export class Metrics {
       name: 'ipdr_registry_sent_bytes_total',
       help: 'Bytes that the registry sent; while layers are mounted lazily, its blobs are only configs.',
       labelNames: ['kind'],
+      registers,
+    })
+    this.#contentReadBytes = new Counter({
+      name: 'ipdr_content_read_bytes_total',
+      help: 'Bytes of blobs that containerd read from the content proxy, and whether they were on the disk.',
+      labelNames: ['from'],
       registers,
     })
     this.#registryReceivedBytes = new Counter({
@@ -133,6 +140,10 @@ export class Metrics {
 
   registrySent(kind: 'manifest' | 'blob', bytes: number): void {
     this.#registrySentBytes.inc({ kind }, bytes)
+  }
+
+  contentRead(from: 'disk' | 'published', bytes: number): void {
+    this.#contentReadBytes.inc({ from }, bytes)
   }
 
   registryReceived(bytes: number): void {

@@ -1,5 +1,7 @@
+import { once } from 'node:events'
 import {
   Client,
+  type ClientDuplexStream,
   credentials,
   Metadata,
   type MethodDefinition,
@@ -46,7 +48,11 @@ export function connectTo<Definition extends ServiceDefinition, Handlers>(
   })
   const calls = Object.entries(contract.definition).map(([name, method]) => [
     name,
-    method.responseStream ? streamOf(client, method, headers) : answerOf(client, method, headers),
+    method.requestStream
+      ? exchangeOf(client, method, headers)
+      : method.responseStream
+        ? streamOf(client, method, headers)
+        : answerOf(client, method, headers),
   ])
   return {
     calls: Object.fromEntries(calls) as Calls<Definition, Handlers>,
@@ -113,4 +119,47 @@ function streamOf(
       call.cancel()
     }
   }
+}
+
+function exchangeOf(
+  client: Client,
+  method: Method,
+  headers: Headers,
+): (requests: AsyncIterable<object>, call: Call) => AsyncIterable<object> {
+  return async function* (requests, { signal }) {
+    signal.throwIfAborted()
+    const call = client.makeBidiStreamRequest(
+      method.path,
+      method.requestSerialize,
+      method.responseDeserialize,
+      metadataOf(headers),
+      {},
+    )
+    const cancel = (): void => call.cancel()
+    signal.addEventListener('abort', cancel)
+    const ended = new AbortController()
+    const sending = sendAll(call, requests, AbortSignal.any([signal, ended.signal]))
+    // What the server says of a call that fails comes with its answers.
+    sending.catch(cancel)
+    try {
+      yield* call
+    } finally {
+      ended.abort()
+      signal.removeEventListener('abort', cancel)
+      call.cancel()
+    }
+  }
+}
+
+/** Until `signal` aborts, when nobody reads them any more. */
+async function sendAll(
+  call: ClientDuplexStream<object, object>,
+  messages: AsyncIterable<object>,
+  signal: AbortSignal,
+): Promise<void> {
+  for await (const message of messages) {
+    if (signal.aborted) return
+    if (!call.write(message)) await once(call, 'drain', { signal })
+  }
+  call.end()
 }

@@ -1,4 +1,5 @@
 import type {
+  handleBidiStreamingCall,
   handleServerStreamingCall,
   handleUnaryCall,
   Metadata,
@@ -21,15 +22,20 @@ export type Call = {
   readonly metadata?: Metadata
 }
 
-/** The methods that implement a service: a promise for an answer, an async iterable for a stream of them. */
+/**
+ * The methods that implement a service: a promise for an answer, an async iterable for a stream of them; where the caller streams
+ * too, its messages are one as well.
+ */
 export type Methods<Handlers> = {
   readonly [Name in keyof Handlers as string extends Name
     ? never
-    : Name]: Handlers[Name] extends handleServerStreamingCall<infer Request, infer Response>
-    ? (request: Request, call: Call) => AsyncIterable<Response>
-    : Handlers[Name] extends handleUnaryCall<infer Request, infer Response>
-      ? (request: Request, call: Call) => Promise<Response>
-      : never
+    : Name]: Handlers[Name] extends handleBidiStreamingCall<infer Request, infer Response>
+    ? (requests: AsyncIterable<Request>, call: Call) => AsyncIterable<Response>
+    : Handlers[Name] extends handleServerStreamingCall<infer Request, infer Response>
+      ? (request: Request, call: Call) => AsyncIterable<Response>
+      : Handlers[Name] extends handleUnaryCall<infer Request, infer Response>
+        ? (request: Request, call: Call) => Promise<Response>
+        : never
 }
 
 /** The same methods as a client calls them. */
@@ -42,9 +48,11 @@ export type Calls<Definition, Handlers> = {
     infer _Received,
     infer Response
   >
-    ? Handlers[Name & keyof Handlers] extends handleServerStreamingCall<infer _Asked, infer _Sent>
-      ? (request: Request, call: Call) => AsyncIterable<Response>
-      : (request: Request, call: Call) => Promise<Response>
+    ? Handlers[Name & keyof Handlers] extends handleBidiStreamingCall<infer _Asked, infer _Sent>
+      ? (requests: AsyncIterable<Request>, call: Call) => AsyncIterable<Response>
+      : Handlers[Name & keyof Handlers] extends handleServerStreamingCall<infer _Asked, infer _Sent>
+        ? (request: Request, call: Call) => AsyncIterable<Response>
+        : (request: Request, call: Call) => Promise<Response>
     : never
 }
 

@@ -23,6 +23,7 @@ execFileSync(
     'containerd/tasks.proto',
     'containerd/introspection.proto',
     'containerd/diff.proto',
+    'containerd/events.proto',
     'containerd/namespaces.proto',
     'cri.proto',
     'ipdr/agent.proto',

@@ -8,6 +8,10 @@ import type {
 } from './types/containerd/services/content/v1/Content.ts'
 import type { DiffDefinition, DiffHandlers } from './types/containerd/services/diff/v1/Diff.ts'
 import type {
+  EventsDefinition,
+  EventsHandlers,
+} from './types/containerd/services/events/v1/Events.ts'
+import type {
   ImagesDefinition,
   ImagesHandlers,
 } from './types/containerd/services/images/v1/Images.ts'
@@ -27,6 +31,7 @@ import type { TasksDefinition, TasksHandlers } from './types/containerd/services
 import type { ProtoGrpcType as ContentFile } from './types/content.ts'
 import type { ProtoGrpcType as CriFile } from './types/cri.ts'
 import type { ProtoGrpcType as DiffFile } from './types/diff.ts'
+import type { ProtoGrpcType as EventsFile } from './types/events.ts'
 import type { ProtoGrpcType as ImagesFile } from './types/images.ts'
 import type { ProtoGrpcType as IntrospectionFile } from './types/introspection.ts'
 import type { AgentDefinition, AgentHandlers } from './types/ipdr/v1/Agent.ts'
@@ -65,6 +70,12 @@ export function imagesContract(): Contract<ImagesDefinition, ImagesHandlers> {
 export function contentContract(): Contract<ContentDefinition, ContentHandlers> {
   const file = load('containerd/content.proto') as ContentFile
   return { definition: file.containerd.services.content.v1.Content.service }
+}
+
+/** containerd.services.events.v1.Events */
+export function eventsContract(): Contract<EventsDefinition, EventsHandlers> {
+  const file = load('containerd/events.proto') as EventsFile
+  return { definition: file.containerd.services.events.v1.Events.service }
 }
 
 /** containerd.services.diff.v1.Diff */

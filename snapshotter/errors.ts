@@ -34,6 +34,12 @@ export class CodedError extends Error {
 /** A snapshot call that cannot be carried out; the codes are those containerd acts on. */
 export class SnapshotError extends CodedError {}
 
+/** A request that breaks containerd's own rules for filters and labels. */
+export class RequestError extends CodedError {}
+
+/** A blob of the content store: not there, in use, or not what was promised when it was written. */
+export class ContentError extends CodedError {}
+
 /** A root CID, manifest, index or config that is not an image we can run. */
 export class ImageError extends CodedError {}
 

@@ -26,17 +26,27 @@ export function setAsideDamaged(root: string, log: Pick<Log, 'error'>): void {
     snapshotsPath,
     'SELECT DISTINCT layer FROM snapshots WHERE layer IS NOT NULL',
   )
-  if (catalog.state === 'in use' || snapshots.state === 'in use') return
+  const contentPath = join(root, 'content.db')
+  const content = look(contentPath, 'SELECT 0 AS layer FROM blobs LIMIT 0')
+  if ([catalog, snapshots, content].some(({ state }) => state === 'in use')) return
   const known = new Set(catalog.layers)
   const isOrphaned = snapshots.layers.some((layer) => !known.has(layer))
   const isAside = snapshots.state === 'damaged' || isOrphaned
-  if (catalog.state !== 'damaged' && !isAside) return
+  const isDamaged = catalog.state === 'damaged' || content.state === 'damaged'
+  if (!isDamaged && !isAside) return
   const folder = newFolder(join(root, ASIDE))
   if (catalog.state === 'damaged') {
     moveDatabase(catalogPath, folder)
     log.error(
       { folder, reason: catalog.reason },
       `the catalog of layers was damaged (${catalog.reason}) and was put into ${folder}: images are fetched again when they are asked for`,
+    )
+  }
+  if (content.state === 'damaged') {
+    moveDatabase(contentPath, folder)
+    log.error(
+      { folder, reason: content.reason },
+      `what the content proxy knew of its blobs was damaged (${content.reason}) and was put into ${folder}: blobs are found by their files, and those of lazy layers by their layers`,
     )
   }
   if (!isAside) return

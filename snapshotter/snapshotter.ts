@@ -11,6 +11,7 @@ import { CodedError, ImageError, LayerError } from './errors.ts'
 import { FuseServer } from './fuse/fuse-server.ts'
 import type { ImageRegistries } from './image-registries.ts'
 import type { ImagesOfNode } from './images-of-node.ts'
+import { keptBlobInRegistry } from './layers/blob-in-registry.ts'
 import { Catalog, type ImageRecord, type LayerRecord } from './layers/catalog.ts'
 import { DiskCheck } from './layers/disk-check.ts'
 import { Images } from './layers/images.ts'
@@ -28,11 +29,13 @@ import { SharedLeaves } from './layers/shared-leaves.ts'
 import { TableThread } from './layers/table-thread.ts'
 import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
 import type { Log } from './log.ts'
-import { parseImageReference } from './oci/reference.ts'
+import { IMAGE_HOST, parseImageReference } from './oci/reference.ts'
+import { parseRegistryReference } from './oci/registry-reference.ts'
 import { ImageRecording } from './prefetch/image-recording.ts'
 import { encodePrefetchList } from './prefetch/prefetch-list.ts'
 import { PREFETCH_ALL, type PrefetchConfig, Prefetcher } from './prefetch/prefetcher.ts'
 import { StartRecorder } from './prefetch/start-recorder.ts'
+import type { PublishedBlobs } from './published-blobs.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
 import { setAsideDamaged } from './set-aside-damaged.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
@@ -363,6 +366,7 @@ export class Snapshotter implements AsyncDisposable {
         fuse,
         blocks,
         pinned,
+        hasRegistries: registries !== undefined,
       },
       opened.move(),
     )
@@ -547,6 +551,32 @@ export class Snapshotter implements AsyncDisposable {
     return this.#parts.prefetcher.counters()
   }
 
+  /** The blobs of this node's layers, for the content store. */
+  get publishedBlobs(): PublishedBlobs {
+    const { catalog, builder, hasRegistries } = this.#parts
+    return {
+      find: async (digest) => {
+        const [record] = catalog.layersByBlobDigest(digest)
+        if (record === undefined) return undefined
+        // It may be on its way out.
+        const bytes = await builder.publishedBlob(record).catch(() => undefined)
+        return bytes && { size: record.blobSize, bytes }
+      },
+      inRegistry: (blob, name) => {
+        if (!hasRegistries) return undefined
+        try {
+          const { host, repository } = parseRegistryReference(name)
+          if (host === IMAGE_HOST) return undefined
+          return keptBlobInRegistry({ ...blob, host, repository })
+        } catch {
+          // Not every name of an image is one of a registry.
+          return undefined
+        }
+      },
+      open: (bytes) => builder.openPublished(bytes),
+    }
+  }
+
   /** Bytes that layers take on disk. */
   storeBytes(): Promise<number> {
     return this.#parts.store.diskBytes()
@@ -692,6 +722,7 @@ type Parts = {
   readonly fuse: FuseServer | undefined
   readonly blocks: BlockSource
   readonly pinned: PinnedImages
+  readonly hasRegistries: boolean
 }
 
 /** An end that was asked for is no failure. */

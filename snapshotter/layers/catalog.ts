@@ -284,6 +284,11 @@ export class Catalog implements Disposable {
     return this.#layers('WHERE blob_cid = ?', blobCid)[0]
   }
 
+  /** Layers that can be mounted and whose images name their blob so. */
+  layersByBlobDigest(blobDigest: string): LayerRecord[] {
+    return this.#layers(`WHERE blob_digest = ? AND state = 'ready' ORDER BY id`, blobDigest)
+  }
+
   /** All layers that claim to be this tar; more than one if it was published in different ways. */
   layersByDiffId(diffId: string): LayerRecord[] {
     return this.#layers('WHERE diff_id = ? ORDER BY id', diffId)

@@ -14,7 +14,7 @@ import { DecryptedBlob } from '../encryption/decrypted-blob.ts'
 import type { LayerKey } from '../encryption/layer-cipher.ts'
 import { isEncrypted } from '../encryption/layer-encryption.ts'
 import { CodedError, ImageError, LayerError, RegistryError } from '../errors.ts'
-import type { ImageRegistries } from '../image-registries.ts'
+import type { ImageRegistries, RepositoryScope } from '../image-registries.ts'
 import type { Log } from '../log.ts'
 import type { Digest } from '../oci/digest.ts'
 import { ChunkLayerMap } from '../toc/chunked/chunk-layer-map.ts'
@@ -33,7 +33,8 @@ import type { Catalog, FoundLayer, ImageLayer, LayerFormat, LayerRecord } from '
 import { CiphertextFile } from './ciphertext-file.ts'
 import { writeDurably } from './durable-file.ts'
 import { readSums, sumOf, sumOfFile, writeSums } from './file-sums.ts'
-import { type BlobPlaces, keptEncryptedBlob, readKeptBlob } from './kept-blob.ts'
+import { readBlobInRegistry } from './blob-in-registry.ts'
+import { type BlobPlaces, type KeptBlob, keptEncryptedBlob, readKeptBlob } from './kept-blob.ts'
 import type { KeptEncryption, LayerKeys } from './layer-keys.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
 import { LayerReading, layerBytesBound } from './layer-reading.ts'
@@ -505,6 +506,19 @@ export class LayerBuilder {
     }
   }
 
+  /** What leads to the blob of a layer that was built, as `openPublished` reads it. Rejects if the layer is gone. */
+  async publishedBlob(record: LayerRecord): Promise<Uint8Array> {
+    const { blob } = await this.#keptBlob(record.id)
+    return blob.toBytes()
+  }
+
+  /** The blob that `publishedBlob` or `keptBlobInRegistry` told of, encrypted if it was published so. Throws BlockError DATA_LOSS. */
+  openPublished(bytes: Uint8Array): LayerBlob {
+    const elsewhere = readBlobInRegistry(bytes)
+    if (elsewhere === undefined) return readKeptBlob(bytes, this.#blobPlaces).blob
+    return this.#inRegistry(elsewhere, [{ ...elsewhere, namespaces: [] }])
+  }
+
   async #hold(id: number, map: LayerMap): Promise<LazyLayer> {
     const { store, shared } = this.#parts
     const source = shared.share(id, new LeafSource(map, () => this.#reopenBlob(id)))
@@ -544,21 +558,25 @@ export class LayerBuilder {
 
   /** The blob of a layer that was built, from this node's disk alone. */
   async #reopenBlob(id: number): Promise<LayerBlob> {
-    const stored = await readFile(this.#places.leavesPath(id))
-    const { blob, encryption } = readKeptBlob(stored, this.#blobPlaces)
+    const { blob, encryption } = await this.#keptBlob(id)
     return encryption === undefined ? blob : this.#decrypted(id, blob, encryption)
+  }
+
+  async #keptBlob(id: number): Promise<KeptBlob> {
+    return readKeptBlob(await readFile(this.#places.leavesPath(id)), this.#blobPlaces)
   }
 
   get #blobPlaces(): BlobPlaces {
     return { blocks: this.#parts.blocks, inRegistry: (name) => this.#inRegistry(name) }
   }
 
-  #inRegistry(name: RegistryBlobName): RegistryBlob {
+  /** A blob in the repositories from which images with it were pulled, and in `more`. */
+  #inRegistry(name: RegistryBlobName, more: readonly RepositoryScope[] = []): RegistryBlob {
     const cid = blobCid(name.digest).toString()
     return new RegistryBlob(name, async (range, request) => {
       const { catalog, registries } = this.#parts
       // Asked each time: another image with the same layer, or another namespace, may have come since.
-      const scopes = catalog.scopesOf(cid)
+      const scopes = [...catalog.scopesOf(cid), ...more]
       if (registries !== undefined && scopes.length > 0) {
         return registries.readBlob(scopes, name, range, request)
       }

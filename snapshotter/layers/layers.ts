@@ -12,7 +12,7 @@ import type {
   LazyLayers,
   RecalledLayer,
 } from '../snapshots/lazy-layers.ts'
-import type { Labels } from '../snapshots/metastore.ts'
+import type { Labels } from '../containerd/labels.ts'
 import type { Mount } from '../snapshots/mounts.ts'
 import { tablesNamed } from '../toc/table-annotations.ts'
 import { unlessAborted } from '../unless-aborted.ts'

@@ -1,4 +1,4 @@
-import type { Labels } from './metastore.ts'
+import type { Labels } from '../containerd/labels.ts'
 import type { Mount } from './mounts.ts'
 
 /** What containerd tells of the layer that it is about to download. */

@@ -4,14 +4,13 @@ import {
   type SQLOutputValue,
   type StatementSync,
 } from 'node:sqlite'
+import { checkLabels, type Labels, updatedLabels } from '../containerd/labels.ts'
 import { SnapshotError } from '../errors.ts'
 import type { Clock } from './clock.ts'
 import { DiskReserve } from './disk-reserve.ts'
 
 /** A view is mounted read-only, an active one is written to, a committed one is a parent of others. */
 export type Kind = 'view' | 'active' | 'committed'
-
-export type Labels = ReadonlyMap<string, string>
 
 /** What containerd may know of a snapshot. Times are nanoseconds since the epoch. */
 export type SnapshotInfo = {
@@ -47,9 +46,6 @@ export const SNAPSHOT_REF_LABEL = 'containerd.io/snapshot.ref'
 
 /** Length of a key or name, in bytes of UTF-8. 32 KiB: what containerd's own store takes. */
 const NAME_BYTES_MAX = 32_768
-
-/** Length of a label's key and value together, in bytes of UTF-8: containerd's limit. */
-const LABEL_BYTES_MAX = 4_096
 
 /** Each brings the schema one version up; `PRAGMA user_version` counts those done. */
 const MIGRATIONS: readonly string[] = [
@@ -320,11 +316,13 @@ export class Metastore implements Disposable {
    * Throws NOT_FOUND, or INVALID_ARGUMENT if a path names anything else.
    */
   update(change: { name: string; labels: Labels; paths: readonly string[] }): SnapshotRecord {
-    const given = checkLabels(change.labels)
     return this.#transaction(() => {
       const record = this.get(change.name)
-      const labels = change.paths.length === 0 ? given : new Map(record.labels)
-      for (const path of change.paths) replaceLabels(labels, path, given, record.name)
+      const labels = updatedLabels(record.labels, {
+        given: change.labels,
+        paths: change.paths,
+        what: `snapshot ${record.name}`,
+      })
       this.#sql('UPDATE snapshots SET labels = ?, updated_ns = ? WHERE id = ?').run(
         jsonOf(labels),
         this.#clock.now(),
@@ -412,40 +410,6 @@ export class Metastore implements Disposable {
     this.#statements.set(text, statement)
     return statement
   }
-}
-
-function replaceLabels(
-  labels: Map<string, string>,
-  path: string,
-  given: Labels,
-  name: string,
-): void {
-  if (path === 'labels') {
-    labels.clear()
-    for (const [key, value] of given) labels.set(key, value)
-    return
-  }
-  if (!path.startsWith('labels.')) {
-    throw new SnapshotError('INVALID_ARGUMENT', `cannot update field ${path} of snapshot ${name}`)
-  }
-  const key = path.slice('labels.'.length)
-  const value = given.get(key)
-  if (value === undefined) labels.delete(key)
-  else labels.set(key, value)
-}
-
-/** The labels to keep. One with an empty value counts as absent, as in containerd's own store. */
-function checkLabels(labels: Labels): Map<string, string> {
-  for (const [key, value] of labels) {
-    const length = Buffer.byteLength(key) + Buffer.byteLength(value)
-    if (length > LABEL_BYTES_MAX) {
-      throw new SnapshotError(
-        'INVALID_ARGUMENT',
-        `label ${key.slice(0, 64)} has ${length} bytes with its value, at most ${LABEL_BYTES_MAX} are allowed`,
-      )
-    }
-  }
-  return new Map([...labels].filter(([, value]) => value !== ''))
 }
 
 function checkName(name: string): void {

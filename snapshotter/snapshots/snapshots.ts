@@ -1,15 +1,15 @@
 import { join } from 'node:path'
+import { type FieldOf, parseFilters } from '../containerd/filters.ts'
+import type { Labels } from '../containerd/labels.ts'
 import { SnapshotError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import { unlessAborted } from '../unless-aborted.ts'
 import { wallClock } from './clock.ts'
 import { SnapshotDirectories } from './directories.ts'
 import { diskUsage } from './disk-usage.ts'
-import { type FieldOf, parseFilters } from './filters.ts'
 import type { ClaimedLayer, ClaimRequest, LazyLayers, RecalledLayer } from './lazy-layers.ts'
 import {
   type ChainLink,
-  type Labels,
   Metastore,
   SNAPSHOT_REF_LABEL,
   type SnapshotInfo,
@@ -18,7 +18,8 @@ import {
 } from './metastore.ts'
 import { type Mount, readOnlyMount, writableMount } from './mounts.ts'
 
-export type { Kind, Labels, SnapshotInfo, Usage } from './metastore.ts'
+export type { Labels } from '../containerd/labels.ts'
+export type { Kind, SnapshotInfo, Usage } from './metastore.ts'
 export type { Mount } from './mounts.ts'
 
 /** What Prepare comes to: something to write to, or a layer that need not be downloaded. */

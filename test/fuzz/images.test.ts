@@ -22,7 +22,7 @@ import { checkRunnable, chooseManifest, parseManifest } from '../../snapshotter/
 import { parseCid } from '../../snapshotter/oci/parse-cid.ts'
 import { nodePlatform } from '../../snapshotter/oci/platform.ts'
 import { parseImageReference, resolveReference } from '../../snapshotter/oci/reference.ts'
-import { parseFilters } from '../../snapshotter/snapshots/filters.ts'
+import { parseFilters } from '../../snapshotter/containerd/filters.ts'
 import { parseVerificationKey } from '../../snapshotter/trust/signing-key.ts'
 import { parsePayload, payloadBytes } from '../../snapshotter/trust/simple-signing.ts'
 import { encryptedLayer, plainLayer } from '../snapshotter/layers/published-image.ts'

@@ -32,6 +32,8 @@ type AgentConfig = {
   readonly cluster?: object
   readonly keyProviders?: string
   readonly keyProvider?: { readonly wrapKeys?: Readonly<Record<string, string>> }
+  /** Folder of blobs; with it the agent is containerd's content store. */
+  readonly contentRoot?: string
   readonly logLevel?: 'trace' | 'debug'
   /** By which it is started; by default the one of this tree. */
   readonly program?: string
@@ -45,6 +47,8 @@ export class AgentProcess implements AsyncDisposable {
   readonly adminSocket: string
   /** CRI's image service, if the configuration asks for it. */
   readonly imageServiceSocket: string
+  /** Where containerd's content store is, if the configuration asks for it. */
+  readonly contentSocket: string
   readonly registryUrl: string
   readonly monitoringUrl: string
   readonly logPath: string
@@ -69,6 +73,7 @@ export class AgentProcess implements AsyncDisposable {
     this.snapshotterSocket = join(this.runDir, 'snapshotter.sock')
     this.adminSocket = join(this.runDir, 'admin.sock')
     this.imageServiceSocket = join(this.runDir, 'cri-image.sock')
+    this.contentSocket = join(this.runDir, 'content.sock')
     this.registryUrl = `http://127.0.0.1:${ports.registry}`
     this.monitoringUrl = `http://127.0.0.1:${ports.monitoring}`
     this.logPath = join(scratch.dir, 'agent.log')
@@ -90,6 +95,7 @@ export class AgentProcess implements AsyncDisposable {
         }),
         ...(config.registries && { registries: config.registries }),
         ...(config.keyProvider && { keyProvider: config.keyProvider }),
+        ...(config.contentRoot && { content: { root: config.contentRoot } }),
         mounts: { mergeLayersMin: config.mergeLayersMin, from: config.mountsFrom },
         ...(config.prefetch && { prefetch: config.prefetch }),
         ...(config.policies && { trust: { policies: config.policies } }),

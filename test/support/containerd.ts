@@ -26,6 +26,8 @@ export type ContainerdOptions = {
   readonly certsDir?: string
   /** The specification that all pods start from; by default containerd's own. */
   readonly baseSpecPath?: string
+  /** Where its content store is served; by default it has its own. */
+  readonly contentSocket?: string
   /** Changes the configuration that we ship, as somebody may who installs it. */
   readonly editConfig?: (toml: string) => string
   /** Sets it apart from other containerds in the same scratch. */
@@ -57,6 +59,7 @@ export class Containerd implements AsyncDisposable {
   /** Where its programs are. */
   readonly #path: string
   readonly #scratch: Scratch
+  #options: ContainerdOptions
   #daemon: ChildProcess | undefined
   #containers = 0
 
@@ -72,8 +75,8 @@ export class Containerd implements AsyncDisposable {
     this.cgroup = this.#scratch.containersGroup
     this.#certsDir = options.certsDir ?? join(this.#scratch.dir, 'certs.d')
     for (const path of [this.root, this.#certsDir]) mkdirSync(path, { recursive: true })
-    const { editConfig = (toml) => toml } = options
-    writeFileSync(this.#configPath, editConfig(this.#config(options)))
+    this.#options = options
+    this.#writeConfig()
     if (snapshotter !== 'overlayfs' && version === '1.6') {
       // 1.6 reports this folder's disk as the images' one; a proxy plugin has no such folder of itself.
       mkdirSync(join(this.root, `io.containerd.snapshotter.v1.${snapshotter.name}`))
@@ -83,6 +86,11 @@ export class Containerd implements AsyncDisposable {
   /** Where the containerd of this name will listen. */
   static socketPathOf(scratch: Scratch, name = 'containerd'): string {
     return join(scratch.run, name, 'containerd.sock')
+  }
+
+  /** The folder of the content store of the containerd of this name. */
+  static contentRootOf(scratch: Scratch, name = 'containerd'): string {
+    return join(scratch.dir, name, 'root', 'io.containerd.content.v1.content')
   }
 
   /** Starts a containerd, and waits until it answers. Rejects with the end of its log if it does not. */
@@ -139,6 +147,13 @@ export class Containerd implements AsyncDisposable {
     )
   }
 
+  /** Has it use another content store from its next start on, or its own. */
+  useContentStore(contentSocket: string | undefined): void {
+    const { contentSocket: _before, ...options } = this.#options
+    this.#options = contentSocket === undefined ? options : { ...options, contentSocket }
+    this.#writeConfig()
+  }
+
   /** Ends the daemon, and starts it again; running containers are not touched. */
   async restart(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
     await this.#end(signal)
@@ -193,6 +208,11 @@ export class Containerd implements AsyncDisposable {
     }
   }
 
+  #writeConfig(): void {
+    const { editConfig = (toml) => toml } = this.#options
+    writeFileSync(this.#configPath, editConfig(this.#config(this.#options)))
+  }
+
   get #configPath(): string {
     return join(this.#scratch.dir, 'config.toml')
   }
@@ -200,10 +220,13 @@ export class Containerd implements AsyncDisposable {
   #config(options: ContainerdOptions): string {
     const { baseSpecPath, version = '1.6', isPerRuntime = false } = options
     const { runtime, service, pinned } = TABLES[version === '2' ? '2' : '1']
+    const [contentLines = '', contentTable = ''] = contentConfig(options)
     const parts = [
+      contentLines,
       `root = "${this.root}"`,
       `state = "${join(this.#scratch.run, 'state')}"`,
       nodeConfig(options, this.#certsDir),
+      contentTable,
       `
       [grpc]
         address = "${this.socketPath}"
@@ -273,6 +296,15 @@ function nodeConfig(
     .replace('linux/amd64', process.arch === 'arm64' ? 'linux/arm64' : 'linux/amd64')
     .replaceAll('[proxy_plugins.ipdr', `[proxy_plugins.${snapshotter.name}`)
     .replaceAll('snapshotter = "ipdr"', `snapshotter = "${snapshotter.name}"`)
+}
+
+/** What belongs before the first table of the file, and the table, as we ship them. */
+function contentConfig({ contentSocket }: ContainerdOptions): string[] {
+  if (contentSocket === undefined) return []
+  const path = join(import.meta.dirname, '../../node-image/containerd/content-proxy.toml')
+  const shipped = readFileSync(path, 'utf8').replace('/run/ipdr-agent/content.sock', contentSocket)
+  const start = shipped.indexOf('\n[') + 1
+  return [shipped.slice(0, start), shipped.slice(start)]
 }
 
 /** Sends pulls of images on `host` to `url`, by the hosts.toml that we ship for the agent's own host. */

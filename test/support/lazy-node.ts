@@ -133,6 +133,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly credentials?: object
   /** Of containerd; '1.6' unless given. */
   readonly version?: ContainerdVersion
+  /** The agent is containerd's content store, in the folder of containerd's own. */
+  readonly contentProxy?: boolean
   /** Only pods of RUNTIME_CLASS are ours. */
   readonly isPerRuntime?: boolean
   /** Whether the runtime asks the agent before it starts a container. */
@@ -170,6 +172,7 @@ export class LazyNode implements AsyncDisposable {
       version = '1.6',
       isPerRuntime = false,
       imageService = false,
+      contentProxy = false,
       credentials,
       ...config
     } = options
@@ -184,7 +187,13 @@ export class LazyNode implements AsyncDisposable {
       },
     }
     const agent = opened.use(
-      await AgentProcess.start(scratch, { gateways, containerdSocket, ...config, ...registries }),
+      await AgentProcess.start(scratch, {
+        gateways,
+        containerdSocket,
+        ...config,
+        ...registries,
+        ...(contentProxy && { contentRoot: Containerd.contentRootOf(scratch) }),
+      }),
     )
     const certsDir = join(scratch.dir, 'certs.d')
     for (const [host, url] of Object.entries({ [IMAGE_HOST]: agent.registryUrl, ...hosts })) {
@@ -200,6 +209,7 @@ export class LazyNode implements AsyncDisposable {
         isPerRuntime,
         certsDir,
         ...(baseSpecPath !== undefined && { baseSpecPath }),
+        ...(contentProxy && { contentSocket: agent.contentSocket }),
       }),
     )
     const cri = opened.use(

@@ -101,6 +101,38 @@ describe.each(['1.6', '1.7', '2'] as const)('on containerd %s', (version) => {
   })
 })
 
+test.each(['1.6', '1.7', '2'] as const)(
+  'a containerd %s whose content store is not the one that the agent serves',
+  async (version) => {
+    const options = { publisher, version, contentProxy: true }
+    await using node = await LazyNode.start('doctor-content', options)
+    const sound = examine(node)
+    expect(of(sound, 'content store')?.found).toContain(node.agent.contentSocket)
+    expect(wrong(sound)).toEqual({})
+    const unserved = wrong(examine(node, { content: undefined }))
+    expect(unserved['content store']).toMatch(/leads to .* serves none → Set `content`/)
+    const elsewhere = wrong(examine(node, { content: { socketPath: '/run/elsewhere.sock' } }))
+    expect(elsewhere['content store']).toContain('Have the plugin lead to /run/elsewhere.sock')
+    node.containerd.useContentStore(undefined)
+    await node.containerd.restart()
+    expect(wrong(examine(node))['content store']).toContain('content-proxy.toml')
+    expect(of(examine(node, { content: undefined }), 'content store')?.state).toBe('ok')
+  },
+)
+
+test('a containerd with two content stores', async () => {
+  await using node = await LazyNode.start('doctor-content', { publisher, contentProxy: true })
+  await using containerd = await Containerd.start({
+    scratch: node.scratch,
+    snapshotter: 'overlayfs',
+    contentSocket: node.agent.contentSocket,
+    name: 'both',
+    editConfig: (toml) => toml.replace(/^disabled_plugins.*/m, ''),
+  })
+  const report = examine(node, { containerd: { socketPath: containerd.socketPath } })
+  expect(wrong(report)['content store']).toContain('disabled_plugins')
+})
+
 test.each([
   ['1.6', 'disable_snapshot_annotations = false', 'disable_snapshot_annotations = true'],
   ['1.7', 'disable_snapshot_annotations = false', 'disable_snapshot_annotations = true'],

@@ -39,6 +39,7 @@ export function containerdChecks(
   return [
     { name: 'containerd', look: (signal) => version(config, signal) },
     { name: 'proxy plugin', look: asked(async ({ plugins }) => proxyPlugin(config, plugins)) },
+    { name: 'content store', look: asked(async (asked) => contentStore(config, asked)) },
     { name: 'default snapshotter', look: asked(async (asked) => whoIsServed(config, asked)) },
     { name: 'annotations', look: asked(async (asked) => annotations(config, asked)) },
     { name: 'hosts.toml', look: (signal) => hostsFile(config, certsDir, signal) },
@@ -70,6 +71,8 @@ type RunningContainerd = {
   readonly cri: z.output<typeof criConfig>
   /** Its snapshotters. */
   readonly plugins: readonly Plugin__Output[]
+  /** What it may keep blobs in. */
+  readonly contentStores: readonly Plugin__Output[]
   /** Folders that its images are in, by what it tells the kubelet. */
   readonly imageFolders: readonly string[]
 }
@@ -83,16 +86,18 @@ async function askContainerd(
   using images = connect(criImageContract(), socketPath)
   using introspection = connect(introspectionContract(), socketPath)
   try {
-    const [{ info }, { plugins }, { imageFilesystems }] = await Promise.all([
+    const [{ info }, snapshotters, stores, { imageFilesystems }] = await Promise.all([
       runtime.calls.Status({ verbose: true }, { signal }),
       introspection.calls.Plugins({ filters: ['type==io.containerd.snapshotter.v1'] }, { signal }),
+      introspection.calls.Plugins({ filters: ['type==io.containerd.content.v1'] }, { signal }),
       // Where it cannot tell, the kubelet is not told either; the plugin's check says so.
       images.calls.ImageFsInfo({}, { signal }).catch(() => ({ imageFilesystems: [] })),
     ])
     const parsed = criConfig.safeParse(JSON.parse(info['config'] ?? '{}'))
     const imageFolders = imageFilesystems.flatMap(({ fsId }) => fsId?.mountpoint ?? [])
     const cri = parsed.success ? parsed.data : criConfig.parse({})
-    return { cri, plugins, imageFolders }
+    const { plugins: contentStores } = stores
+    return { cri, plugins: snapshotters.plugins, contentStores, imageFolders }
   } catch (error) {
     signal.throwIfAborted()
     return reasonOf(error)
@@ -154,6 +159,34 @@ function proxyPlugin(config: Config, plugins: readonly Plugin__Output[]): Findin
   return failure(
     `containerd has no snapshotter at ${socketPath}${instead}`,
     'Put the lines of node-image/containerd/config-<version>.toml into /etc/containerd/config.toml, and restart containerd.',
+  )
+}
+
+/** Whether blobs are in one store, and in the one that both sides mean: with two, containerd 1 takes either at each start. */
+function contentStore({ content }: Config, { contentStores }: RunningContainerd): Finding {
+  const own = contentStores.find(({ exports }) => exports['address'] === undefined)
+  const proxies = contentStores.filter(({ exports }) => exports['address'] !== undefined)
+  const [other] = proxies.filter(({ exports }) => exports['address'] !== content?.socketPath)
+  if (other !== undefined) {
+    return failure(
+      `containerd's content store ${other.id} leads to ${other.exports['address']}, where the agent serves none`,
+      content === undefined
+        ? 'Set `content` in the configuration of the agent, or take the plugin out of /etc/containerd/config.toml, and restart both.'
+        : `Have the plugin lead to ${content.socketPath} (content.socketPath), and restart containerd.`,
+    )
+  }
+  if (content === undefined) return ok('containerd keeps blobs in its own store')
+  if (proxies.length === 0) {
+    return failure(
+      `the agent serves a content store at ${content.socketPath}, and containerd uses its own`,
+      'Put the lines of node-image/containerd/content-proxy.toml into /etc/containerd/config.toml, and restart containerd; or take `content` out of the configuration of the agent.',
+    )
+  }
+  if (own === undefined)
+    return ok(`containerd keeps blobs with the agent, at ${content.socketPath}`)
+  return failure(
+    'containerd has two content stores, and may use either',
+    'Put disabled_plugins = ["io.containerd.content.v1.content"] at the top of /etc/containerd/config.toml, and restart containerd.',
   )
 }
 

@@ -45,6 +45,15 @@ function damage(path: string, seed: number): void {
   writeFileSync(path, bytes)
 }
 
+test('what the content proxy knew of its blobs is put aside when it is damaged, and nothing else', async () => {
+  const { node, blocks, mine } = await setUp()
+  writeFileSync(join(node.root, 'content.db'), 'no database')
+  await node.start(blocks)
+  expect(node.log.sentences.join()).toContain('content proxy')
+  expect(readdirSync(join(node.root, 'set-aside/1'))).toEqual(['content.db'])
+  expect(await fileOf(node, mine)).toBe('mine')
+})
+
 test.each(['snapshots.db', 'catalog.db'])(
   'a node whose %s is no database any more starts, and images can be pulled again',
   async (name) => {

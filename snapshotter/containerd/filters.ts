@@ -1,5 +1,5 @@
 import { RE2JS } from 're2js'
-import { SnapshotError } from '../errors.ts'
+import { RequestError } from '../errors.ts'
 
 /** The value of a field such as `['labels', 'containerd', 'io']`, or undefined if the object has none. */
 export type FieldOf = (path: readonly string[]) => string | undefined
@@ -20,7 +20,7 @@ const PATTERN_LENGTH_MAX = 1_024
  * Parses the filters of a List in containerd's grammar (package pkg/filters): an object passes if any filter does, and
  * a filter if all its selectors do; without filters everything passes. A selector is `field`, `field==value`,
  * `field!=value` or `field~=pattern`, its field a dotted path, and names and values may be quoted as in Go.
- * Throws SnapshotError INVALID_ARGUMENT.
+ * Throws RequestError INVALID_ARGUMENT.
  */
 export function parseFilters(filters: readonly string[]): Filter {
   if (filters.length > FILTERS_MAX) {
@@ -174,6 +174,6 @@ const SIMPLE_ESCAPES: Readonly<Record<string, string>> = {
   '\\': '\\',
 }
 
-function invalid(sentence: string, cause?: unknown): SnapshotError {
-  return new SnapshotError('INVALID_ARGUMENT', sentence, {}, cause)
+function invalid(sentence: string, cause?: unknown): RequestError {
+  return new RequestError('INVALID_ARGUMENT', sentence, {}, cause)
 }
