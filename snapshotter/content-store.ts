@@ -7,17 +7,17 @@ import { checkLabels, type Labels, updatedLabels } from './containerd/labels.ts'
 import { type BlobRecord, BlobRecords } from './content/blob-records.ts'
 import {
   Ingest,
-  ingestDir,
-  ingestDirs,
   type IngestOptions,
   type IngestStatus,
+  ingestDir,
+  ingestDirs,
   readIngest,
 } from './content/ingest.ts'
 import { RemoteBlobReader } from './content/remote-blob-reader.ts'
 import { ContentError } from './errors.ts'
 import { wallClockNs } from './kernel/libc.ts'
 import type { Log } from './log.ts'
-import { type Digest, DIGEST_ALGORITHMS, parseDigest } from './oci/digest.ts'
+import { DIGEST_ALGORITHMS, type Digest, parseDigest } from './oci/digest.ts'
 import type { PublishedBlobs } from './published-blobs.ts'
 
 export type { IngestStatus } from './content/ingest.ts'

@@ -1,6 +1,7 @@
 import { setMaxListeners } from 'node:events'
 import type { BlobStore } from '../blobs/blob-store.ts'
 import type { LazyLayer } from '../blobs/lazy-layer.ts'
+import type { Labels } from '../containerd/labels.ts'
 import { isEncrypted } from '../encryption/layer-encryption.ts'
 import { CodedError, ImageError, LayerError } from '../errors.ts'
 import type { ImagesOfNode, RememberedImage, RememberedLayer } from '../images-of-node.ts'
@@ -12,7 +13,6 @@ import type {
   LazyLayers,
   RecalledLayer,
 } from '../snapshots/lazy-layers.ts'
-import type { Labels } from '../containerd/labels.ts'
 import type { Mount } from '../snapshots/mounts.ts'
 import { tablesNamed } from '../toc/table-annotations.ts'
 import { unlessAborted } from '../unless-aborted.ts'

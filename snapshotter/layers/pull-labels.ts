@@ -1,5 +1,5 @@
-import type { RememberedImage } from '../images-of-node.ts'
 import type { Labels } from '../containerd/labels.ts'
+import type { RememberedImage } from '../images-of-node.ts'
 
 /*
  * Labels that containerd's client sets where it is told to (pkg/snapshotters of containerd): for which image, manifest and layer

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
-import { SnapshotError } from '../../../snapshotter/errors.ts'
 import { parseFilters } from '../../../snapshotter/containerd/filters.ts'
+import { SnapshotError } from '../../../snapshotter/errors.ts'
 
 /** A snapshot's fields, all of them: `labels` is looked up by the rest of the path. */
 function fieldOf([field, ...rest]: readonly string[]): string | undefined {
