@@ -1,5 +1,6 @@
-import { chmod, link, mkdir, open, opendir, rm, stat } from 'node:fs/promises'
+import { chmod, type FileHandle, link, mkdir, open, opendir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
+import type { LayerBlob } from './blobs/layer-blob.ts'
 import { syncDirectory } from './blobs/layer-file.ts'
 import type { FieldOf } from './containerd/filters.ts'
 import { parseFilters } from './containerd/filters.ts'
@@ -17,7 +18,7 @@ import { RemoteBlobReader } from './content/remote-blob-reader.ts'
 import { ContentError } from './errors.ts'
 import { wallClockNs } from './kernel/libc.ts'
 import type { Log } from './log.ts'
-import { DIGEST_ALGORITHMS, type Digest, parseDigest } from './oci/digest.ts'
+import { DIGEST_ALGORITHMS, type Digest, isDigest, parseDigest } from './oci/digest.ts'
 import type { PublishedBlobs } from './published-blobs.ts'
 
 export type { IngestStatus } from './content/ingest.ts'
@@ -162,24 +163,23 @@ export class ContentStore implements Disposable {
     signal: AbortSignal,
   ): AsyncGenerator<Uint8Array, void> {
     const digest = checked(request.digest)
-    const found = await this.#find(digest)
-    if (found === undefined) throw notFound(digest)
-    const start = Math.max(request.offset, 0)
-    if (start > found.size) {
-      throw new ContentError(
-        'OUT_OF_RANGE',
-        `blob ${digest} has ${found.size} bytes, byte ${start} was asked for`,
-        { digest },
-      )
+    const file = await openIfThere(this.#blobPath(digest))
+    if (file !== undefined) {
+      await using _closed = file
+      for await (const piece of storedPieces(file, { ...request, digest })) {
+        this.#onRead('disk', piece.length)
+        yield piece
+      }
+      return
     }
-    const end = request.size > 0 ? Math.min(start + request.size, found.size) : found.size
-    const { published } = found
-    const pieces =
-      published === undefined
-        ? this.#stored(digest, { start, end })
-        : this.#remote.read(digest, () => this.#published.open(published), { start, end }, signal)
-    for await (const piece of pieces) {
-      this.#onRead(published === undefined ? 'disk' : 'published', piece.length)
+    const { published, size } = (await this.#find(digest)) ?? {}
+    if (published === undefined || size === undefined) throw notFound(digest)
+    const start = request.offset
+    if (start > size) throw outOfRange({ digest, size, offset: start })
+    const end = request.size > 0 ? Math.min(start + request.size, size) : size
+    const open = (): LayerBlob => this.#published.open(published)
+    for await (const piece of this.#remote.read(digest, open, { start, end }, signal)) {
+      this.#onRead('published', piece.length)
       yield piece
     }
   }
@@ -349,7 +349,7 @@ export class ContentStore implements Disposable {
       if ((await statIfThere(dir)) === undefined) continue
       for await (const { name } of await opendir(dir)) {
         const digest = `${algorithm}:${name}`
-        if (!isDigestOf(digest)) continue
+        if (!isDigest(digest)) continue
         const stored = await this.#onDisk(digest, this.#records.get(digest))
         if (stored !== undefined) yield stored
       }
@@ -364,28 +364,6 @@ export class ContentStore implements Disposable {
       const last = page.at(-1)
       if (last === undefined) return
       after = last.digest
-    }
-  }
-
-  async *#stored(
-    digest: Digest,
-    range: { start: number; end: number },
-  ): AsyncGenerator<Uint8Array> {
-    await using file = await open(this.#blobPath(digest), 'r')
-    for (let position = range.start; position < range.end; ) {
-      const bytes = Buffer.allocUnsafe(Math.min(PIECE_BYTES, range.end - position))
-      const { bytesRead } = await file.read(bytes, 0, bytes.length, position)
-      if (bytesRead === 0) {
-        throw new ContentError(
-          'DATA_LOSS',
-          `blob ${digest} ended at byte ${position} on the disk`,
-          {
-            digest,
-          },
-        )
-      }
-      position += bytesRead
-      yield bytes.subarray(0, bytesRead)
     }
   }
 
@@ -482,6 +460,32 @@ function fieldsOf({ digest, labels }: BlobRecord): FieldOf {
   }
 }
 
+/** As `ContentStore.read`. containerd reads 32 KiB at a time: for those nothing is asked of the disk but the bytes. */
+async function* storedPieces(
+  file: FileHandle,
+  request: { readonly digest: Digest; readonly offset: number; readonly size: number },
+): AsyncGenerator<Uint8Array, void> {
+  const { digest, offset, size } = request
+  // In parts a blob ends where its file does.
+  const end = size > 0 ? offset + size : (await file.stat()).size
+  let position = offset
+  while (position < end) {
+    const bytes = Buffer.allocUnsafe(Math.min(PIECE_BYTES, end - position))
+    const { bytesRead } = await file.read(bytes, 0, bytes.length, position)
+    if (bytesRead === 0) break
+    position += bytesRead
+    yield bytes.subarray(0, bytesRead)
+  }
+  if (size === 0 && position < end) {
+    const facts = { digest }
+    const message = `blob ${digest} ended at byte ${position} on the disk`
+    throw new ContentError('DATA_LOSS', message, facts)
+  }
+  if (position > offset) return
+  const { size: length } = await file.stat()
+  if (offset > length) throw outOfRange({ digest, size: length, offset })
+}
+
 function infoOf({ published: _published, ...info }: BlobRecord): BlobInfo {
   return info
 }
@@ -489,15 +493,6 @@ function infoOf({ published: _published, ...info }: BlobRecord): BlobInfo {
 function checked(digest: string): Digest {
   parseDigest(digest)
   return digest as Digest
-}
-
-function isDigestOf(text: string): text is Digest {
-  try {
-    parseDigest(text)
-    return true
-  } catch {
-    return false
-  }
 }
 
 async function statIfThere(
@@ -524,6 +519,21 @@ async function removed(path: string): Promise<boolean> {
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return false
     throw error
   }
+}
+
+async function openIfThere(path: string): Promise<FileHandle | undefined> {
+  try {
+    return await open(path, 'r')
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
+    throw error
+  }
+}
+
+function outOfRange(read: { digest: Digest; size: number; offset: number }): ContentError {
+  const { digest, size, offset } = read
+  const message = `blob ${digest} has ${size} bytes, byte ${offset} was asked for`
+  return new ContentError('OUT_OF_RANGE', message, { digest })
 }
 
 function notFound(digest: string): ContentError {

@@ -7,6 +7,7 @@ import type { BenchContext, Measurement } from './bench-context.ts'
 import { BenchPublisher } from './bench-node.ts'
 import { coldStart } from './cold-start.ts'
 import { compact } from './compact.ts'
+import { contentProxy } from './content-proxy.ts'
 import { dedup } from './dedup.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
 import { layerIndex } from './layer-index.ts'
@@ -34,6 +35,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   layerIndex,
   fetchWhole,
   dedup,
+  contentProxy,
 ]
 
 const EXIT = { ok: 0, failure: 1, usage: 64 } as const
