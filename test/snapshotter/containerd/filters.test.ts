@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { parseFilters } from '../../../snapshotter/containerd/filters.ts'
-import { SnapshotError } from '../../../snapshotter/errors.ts'
+import { RequestError } from '../../../snapshotter/errors.ts'
 
 /** A snapshot's fields, all of them: `labels` is looked up by the rest of the path. */
 function fieldOf([field, ...rest]: readonly string[]): string | undefined {
@@ -107,7 +107,7 @@ describe('filters', () => {
     ['name~="((a{1000}){1000}){1000}"'],
     [`name=="${'a'.repeat(70_000)}"`],
   ])('%s is refused', (filter) => {
-    expect(() => parseFilters([filter])).toThrow(SnapshotError)
+    expect(() => parseFilters([filter])).toThrow(RequestError)
     expect(() => parseFilters([filter])).toThrow(
       expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
     )

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { SnapshotError } from '../../../snapshotter/errors.ts'
+import { CodedError } from '../../../snapshotter/errors.ts'
 import { Metastore } from '../../../snapshotter/snapshots/metastore.ts'
 
 let dir = ''
@@ -154,7 +154,7 @@ describe('metastore', () => {
         metastore.update({ name: 'a', labels: new Map([['x', 'y']]), paths: ['labels', 'kind'] }),
       () => metastore.update({ name: 'none', labels, paths: [] }),
     ]) {
-      expect(attempt).toThrow(SnapshotError)
+      expect(attempt).toThrow(CodedError)
       expect(metastore.page(0, 100)).toEqual(before)
     }
   })
