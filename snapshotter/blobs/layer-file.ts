@@ -48,6 +48,8 @@ export class LayerFile implements AsyncDisposable {
   #presentBytes: number
   #changed = false
   #notKept = 0
+  /** Reads that the disk failed. */
+  #unreadable = 0
   #full = false
   #wasMounted: boolean
   #persisting: Promise<void> = Promise.resolve()
@@ -211,6 +213,17 @@ export class LayerFile implements AsyncDisposable {
     await writeWhole(this.#data, bytes, unitRange(this.map, unit).start)
     await this.#data.datasync()
     return true
+  }
+
+  /** Writes a unit that the disk could not read, if it takes it; says so once, since a disk that fails does not fail once. */
+  async replace(unit: number, bytes: Uint8Array, failure: unknown): Promise<void> {
+    const reason = failure instanceof Error ? failure.message : String(failure)
+    const isTaken = await this.rewrite(unit, bytes).catch(() => undefined)
+    if (this.#unreadable++ > 0) return
+    this.#log.error(
+      { dir: this.dir, unit, reason },
+      `the disk could not read bytes in ${this.dir} (${reason}): they were fetched again, and ${isTaken === undefined ? 'the disk does not take them' : 'are on it again'}; look at the disk, and run ipdr cache check`,
+    )
   }
 
   /** Makes the next reads come from the disk rather than from memory, to find out what the disk really has. */

@@ -103,7 +103,9 @@ export class LazyLayer implements AsyncDisposable {
     }
     // Not zeroed: every byte is written below. What is not touched yet, while the network is slow, takes no memory.
     const bytes = Buffer.allocUnsafeSlow(range.end - range.start)
-    if (bytes.length === 0 || (await this.file.readPresent(range, bytes))) return bytes
+    // Where the disk fails, unit by unit: it may be one of them.
+    const isHere = await this.file.readPresent(range, bytes).catch(() => false)
+    if (bytes.length === 0 || isHere) return bytes
     for (let units = unitsOf(this.file, range); units.length > 0; ) {
       const served = await Promise.all(
         units.map((unit) => this.#readUnit(unit, range, bytes, request)),
@@ -123,15 +125,8 @@ export class LazyLayer implements AsyncDisposable {
    * Fetches a unit that is here once more, and puts it in its place where the disk has other bytes: a disk damages what was right when
    * it was written. Resolves to whether it had. Rejects as `read`, and with what the disk says.
    */
-  async repair(unit: number, { priority, signal }: ReadRequest): Promise<boolean> {
-    const bytes = await this.#queue.run(
-      `unit ${unit} of layer ${this.name} again`,
-      priority,
-      (turn) => (this.#source.origin ?? this.#source).fetchUnit(unit, turn),
-      AbortSignal.any([signal, this.#closed.signal]),
-    )
-    this.#checkLength(unit, bytes)
-    return this.file.rewrite(unit, bytes)
+  async repair(unit: number, request: ReadRequest): Promise<boolean> {
+    return this.file.rewrite(unit, await this.#fetchAgain(unit, request))
   }
 
   /** Ends every read that still waits, makes durable what arrived, and closes the files. */
@@ -150,12 +145,38 @@ export class LazyLayer implements AsyncDisposable {
     const whole = unitRange(this.file.map, unit)
     const part = { start: Math.max(whole.start, range.start), end: Math.min(whole.end, range.end) }
     const into = bytes.subarray(part.start - range.start, part.end - range.start)
-    if (this.file.has(unit)) return this.file.readPresent(part, into)
+    if (this.file.has(unit)) {
+      try {
+        return await this.file.readPresent(part, into)
+      } catch (error) {
+        const anew = await this.#fetchAnew(unit, error, request)
+        into.set(anew.subarray(part.start - whole.start, part.end - whole.start))
+        return true
+      }
+    }
     const fetched = await this.#fetchWatched(unit, part, request)
     this.file.noteUse(unit)
     // From memory: on a full disk, or when the cache is too small for what is read, it may be gone from there.
     into.set(fetched.subarray(part.start - whole.start, part.end - whole.start))
     return true
+  }
+
+  /** The bytes of a unit that is here and that the disk cannot read, written anew if it takes them. Rejects as `read`. */
+  async #fetchAnew(unit: number, failure: unknown, request: ReadRequest): Promise<Uint8Array> {
+    const bytes = await this.#fetchAgain(unit, request)
+    await this.file.replace(unit, bytes, failure)
+    return bytes
+  }
+
+  async #fetchAgain(unit: number, { priority, signal }: ReadRequest): Promise<Uint8Array> {
+    const bytes = await this.#queue.run(
+      `unit ${unit} of layer ${this.name} again`,
+      priority,
+      (turn) => (this.#source.origin ?? this.#source).fetchUnit(unit, turn),
+      AbortSignal.any([signal, this.#closed.signal]),
+    )
+    this.#checkLength(unit, bytes)
+    return bytes
   }
 
   async #fetchWatched(unit: number, part: ByteRange, request: ReadRequest): Promise<Uint8Array> {

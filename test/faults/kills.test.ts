@@ -5,15 +5,23 @@ import { setTimeout } from 'node:timers/promises'
 import { afterAll, beforeAll, expect, test, vi } from 'vitest'
 import { onceServed } from '../support/lazy-node.ts'
 import { seeded } from '../support/seeded.ts'
+import { BEHAVIOURS } from './faulty-gateway.ts'
 import { removeLeases, viewsOf } from './leftovers.ts'
 import { type FaultImage, World } from './world.ts'
 
 /** How many faults. `make test-faults` asks for 500, `make test` for a few of each kind. */
-const FAULTS = Number(process.env['FAULTS'] ?? 24)
+const FAULTS = Number(process.env['FAULTS'] ?? 33)
 const SEED = Number(process.env['FAULT_SEED'] ?? 1)
+const random = seeded(SEED)
 
 /** At most so long after the round begins a fault strikes, in ms: from the first call of a pull to a running container. */
 const STRIKE_WITHIN_MS = 400
+
+/** How long a peer misbehaves, in ms: some of the reads of a start, and less than a read may wait. */
+const MISBEHAVES_MS = 1_500
+
+/** 24 h, in seconds. */
+const DAY_S = 86_400
 
 /** One fault and its repair take some seconds, and up to 10 more where workers died one after the other; a loaded machine several times as long. */
 const ROUND_MS = 120_000
@@ -51,6 +59,18 @@ const faults: Readonly<Record<string, () => Promise<void>>> = {
   },
   'containerd is killed': () => world.node.containerd.restart('SIGKILL'),
   'all that is not in use is evicted': () => world.evict(),
+  'the nearest peer misbehaves': async () => {
+    const { peer } = world
+    peer.behaviour = BEHAVIOURS[1 + random(BEHAVIOURS.length - 1)] ?? 'stalls'
+    await setTimeout(MISBEHAVES_MS)
+    peer.behaviour = 'is honest'
+  },
+  "the agent's clock steps": async () => world.clock.step(random(2 * DAY_S) - DAY_S),
+  'the disk damages a file of a layer that is not mounted': async () => {
+    await world.node.agent.stop()
+    world.damageFile(random)
+    await world.node.agent.start()
+  },
   "the snapshotter's socket is removed": async () => {
     const again = world.node.agent.logged('listens again')
     world.removeSocket()
@@ -67,7 +87,6 @@ afterAll(() => opened.disposeAsync(), 120_000)
 test(
   `after each of ${FAULTS} faults at random points of pull, mount, read, commit, remove and evict (seed ${SEED}) containers read what they should, and all views agree`,
   async () => {
-    const random = seeded(SEED)
     const { node, images } = world
     const names = Object.keys(faults)
     // One container that lives through all of it.
@@ -89,7 +108,8 @@ test(
         const told = await judge(witness.id, witnessed, { read, name })
         if (told === undefined) {
           await witness[Symbol.asyncDispose]()
-          witness = await world.startReader(witnessed)
+          // containerd's client may still be waiting before it connects again.
+          witness = await tried(() => onceServed(() => world.startReader(witnessed)))
         }
         read = told ?? 0
         await agree(name)

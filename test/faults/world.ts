@@ -1,14 +1,18 @@
 import { hash } from 'node:crypto'
-import { readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
+import { listLoops } from '../../snapshotter/kernel/loop-device.ts'
+import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
 import { busyboxPath } from '../support/debian-programs.ts'
+import { FakeClock } from '../support/fake-clock.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode, Publisher } from '../support/lazy-node.ts'
 import { makeTar, type TarPart } from '../support/make-tar.ts'
 import { randomContent } from '../support/random-tree-tar.ts'
 import { Scratch } from '../support/scratch.ts'
 import { seeded } from '../support/seeded.ts'
+import { FaultyGateway } from './faulty-gateway.ts'
 
 /** What a container of the image does: reads its file again and again, and tells the digest, or that it could not be read. */
 const READ_FOR_EVER = [
@@ -20,6 +24,12 @@ const READ_FOR_EVER = [
 /** Bytes of an image's own file. 3 MB: some dozens of blocks, and a read of it all takes milliseconds. */
 const FILE_BYTES = 3_000_000
 
+/** What a layer has on the disk beside its bytes. */
+const KEPT_BESIDE: readonly string[] = ['meta.erofs', 'toc', 'sums', 'map', 'leaves', 'present']
+
+/** Bytes that are changed in a damaged file. */
+const DAMAGED_BYTES = 16
+
 export type FaultImage = {
   readonly reference: string
   /** SHA-256 of its file, in hexadecimal. */
@@ -30,11 +40,20 @@ export type FaultImage = {
 export class World implements AsyncDisposable {
   readonly node: LazyNode
   readonly images: readonly FaultImage[]
+  /** The agent's. */
+  readonly clock: FakeClock
+  /** The nearest of the agent's two peers. */
+  readonly peer: FaultyGateway
   readonly #opened: AsyncDisposableStack
 
-  private constructor(node: LazyNode, images: readonly FaultImage[], opened: AsyncDisposableStack) {
-    this.node = node
-    this.images = images
+  private constructor(
+    parts: Pick<World, 'node' | 'images' | 'clock' | 'peer'>,
+    opened: AsyncDisposableStack,
+  ) {
+    this.node = parts.node
+    this.images = parts.images
+    this.clock = parts.clock
+    this.peer = parts.peer
     this.#opened = opened
   }
 
@@ -64,10 +83,17 @@ export class World implements AsyncDisposable {
       const root = await publisher.push(layout)
       images.push({ reference: `ipdr.internal/${root}`, sha256: hash('sha256', content) })
     }
+    const peer = opened.use(await FaultyGateway.start(publisher.gatewayUrl))
+    const clock = new FakeClock(scratch.dir)
     const node = opened.use(
-      await LazyNode.start('faults', { publisher, foregroundDeadlineMs: 20_000 }),
+      await LazyNode.start('faults', {
+        publisher,
+        gateways: [peer.url, publisher.gatewayUrl],
+        foregroundDeadlineMs: 20_000,
+        env: clock.env,
+      }),
     )
-    return new World(node, images, opened.move())
+    return new World({ node, images, clock, peer }, opened.move())
   }
 
   /** Starts a container that reads for ever. */
@@ -84,6 +110,31 @@ export class World implements AsyncDisposable {
   async evict(): Promise<void> {
     using admin = this.node.agent.admin()
     await admin.calls.CollectGarbage({ targetBytes: '0' }, { signal: AbortSignal.timeout(20_000) })
+  }
+
+  /** Damages one file of what is kept beside the bytes of a layer that is not mounted, if there is one. The agent must not run. */
+  damageFile(random: (max: number) => number): void {
+    const { root } = this.node.agent
+    // A mount reads them for as long as it lives, through the loop device that it may be on.
+    const used = [
+      ...listLoops('ipdr:').map(({ backingPath }) => backingPath),
+      ...listMounts(join(root, 'm')).map(({ source }) => source),
+    ]
+    const layers = readdirSync(join(root, 'layers')).filter(
+      (id) =>
+        !used.some((path) => path.includes(`/layers/${id}/`) || path.endsWith(`/files/${id}`)),
+    )
+    const dir = join(root, 'layers', layers[random(layers.length)] ?? 'none')
+    const files = existsSync(dir) ? readdirSync(dir) : []
+    const beside = files.filter((name) => KEPT_BESIDE.includes(name))
+    const name = beside[random(beside.length)]
+    if (name === undefined) return
+    const bytes = readFileSync(join(dir, name))
+    for (let count = 0; count < DAMAGED_BYTES && bytes.length > 0; count++) {
+      const at = random(bytes.length)
+      bytes[at] = (bytes[at] ?? 0) ^ (1 + random(255))
+    }
+    writeFileSync(join(dir, name), bytes)
   }
 
   /** Takes containerd's way to the agent away. */

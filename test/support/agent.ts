@@ -35,6 +35,8 @@ type AgentConfig = {
   /** Folder of blobs; with it the agent is containerd's content store. */
   readonly contentRoot?: string
   readonly logLevel?: 'trace' | 'debug'
+  /** Beside our own environment. */
+  readonly env?: Readonly<Record<string, string>>
   /** By which it is started; by default the one of this tree. */
   readonly program?: string
 }
@@ -58,6 +60,7 @@ export class AgentProcess implements AsyncDisposable {
   readonly configPath: string
   readonly #scratch: Scratch
   readonly #program: string
+  readonly #env: Readonly<Record<string, string>>
   readonly #lines: LogLine[] = []
   readonly #watchers = new Set<(line: LogLine) => void>()
   #process: ChildProcess | undefined
@@ -78,6 +81,7 @@ export class AgentProcess implements AsyncDisposable {
     this.monitoringUrl = `http://127.0.0.1:${ports.monitoring}`
     this.logPath = join(scratch.dir, 'agent.log')
     this.configPath = join(scratch.dir, 'agent.json')
+    this.#env = config.env ?? {}
     this.#program = config.program ?? join(ROOT, 'agent/cli/bin/ipdr-agent')
     const { gateways = [], peers = [], bitswap = peers.length > 0 } = config
     writeFileSync(
@@ -120,6 +124,7 @@ export class AgentProcess implements AsyncDisposable {
     const ready = this.logged('data worker is ready')
     const child = spawn(this.#program, ['--config', this.configPath], {
       stdio: ['ignore', 'ignore', 'pipe'],
+      env: { ...process.env, ...this.#env },
     })
     if (child.pid !== undefined) this.#scratch.own(child.pid)
     this.#process = child
