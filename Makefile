@@ -5,7 +5,7 @@ SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/node_modules/node/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages demo test test-unit test-peers test-faults check format bench clean
+.PHONY: help install packages demo test test-unit test-peers test-faults soak check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,11 @@ test-peers: install ## run the tests with peers that Go builds first: kube-apise
 
 test-faults: install ## 500 kills and other faults at random points; prints its seed, FAULT_SEED=n repeats it, about an hour
 	@node test/support/remove-leftovers.ts
-	@FAULTS=$${FAULTS:-500} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} vitest run --dir test/faults --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
+	@FAULTS=$${FAULTS:-500} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} vitest run --dir test/faults --testTimeout=60000 --hookTimeout=180000 kills $(TEST_FLAGS)
+
+soak: install ## an hour of images that start and stop while faults strike now and then; SOAK_MINUTES=n, FAULT_SEED=n
+	@node test/support/remove-leftovers.ts
+	@SOAK_MINUTES=$${SOAK_MINUTES:-60} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} vitest run --dir test/faults --testTimeout=60000 --hookTimeout=180000 soak $(TEST_FLAGS)
 
 check: node_modules/.installed ## check types, lint and format
 	@npm run --silent check
