@@ -28,6 +28,7 @@ import { readKeyProviderConfig } from './keys/key-provider-config.ts'
 import { keyProviderService } from './keys/key-provider-service.ts'
 import { NodeKeys } from './keys/node-keys.ts'
 import type { Logger } from './logger.ts'
+import { tellLostPods } from './lost-pods.ts'
 import { Metrics } from './metrics.ts'
 import { monitoringRoutes } from './monitoring.ts'
 import { placesOf } from './places.ts'
@@ -104,6 +105,10 @@ export async function runDataWorker(
           trust,
           ...(peers && { peers }),
           imagesOfNode: images,
+          onLost: (containers) => {
+            const { socketPath } = config.containerd
+            void tellLostPods(containers, { socketPath, log, stop })
+          },
           endContainer: (snapshotKey) => killContainer(config.containerd.socketPath, snapshotKey),
         },
       ),

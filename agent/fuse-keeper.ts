@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { z } from 'zod'
+import { type ContainerName, containersOn } from '../snapshotter/containers-on-mounts.ts'
 import {
   adoptLayerFiles,
   detachMountsBelow,
@@ -42,9 +43,15 @@ type KeeperPlace = {
  * The kernel ends a FUSE connection when the last descriptor of it closes, and every container that still needs bytes
  * then reads EIO for ever. So a process that does nothing and never ends early, `sleep infinity`, holds a copy of the
  * descriptor; a new agent takes it back with pidfd_getfd(2). It is started outside our session so that it outlives us.
- * Throws KernelError if /dev/fuse cannot be opened or mounted.
+ * `onLost` is told of containers on mounts that cannot be given another connection. Throws KernelError if /dev/fuse cannot be opened or mounted.
  */
-export function openFuseConnection(place: KeeperPlace, log: Logger): FuseConnection {
+export function openFuseConnection(
+  place: KeeperPlace,
+  {
+    log,
+    onLost,
+  }: { readonly log: Logger; readonly onLost: (containers: readonly ContainerName[]) => void },
+): FuseConnection {
   const kept = runningKeeper(place.recordPath)
   if (kept !== undefined) {
     const fd = adoptLayerFiles({ pid: kept, fd: KEEPER_FUSE_FD, target: place.fuseDir })
@@ -57,12 +64,14 @@ export function openFuseConnection(place: KeeperPlace, log: Logger): FuseConnect
     }
     endKeeper(place.recordPath)
   }
-  for (const target of detachMountsBelow([place.lazyMountsDir, place.fuseDir], 'unmendable')) {
+  const detached = detachMountsBelow([place.lazyMountsDir, place.fuseDir], 'unmendable')
+  for (const target of detached) {
     log.warn(
       { target },
       'detached a mount whose FUSE connection is gone; pods that still use it must be restarted',
     )
   }
+  if (detached.length > 0) onLost(containersOn((lowerDir) => detached.includes(lowerDir)))
   mkdirSync(place.fuseDir, { recursive: true })
   const fd = mountLayerFiles(place.fuseDir)
   const keeper = spawn('sleep', ['infinity'], {

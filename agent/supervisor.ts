@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url'
 import type { Config } from './config.ts'
 import { closeFuseConnection, type FuseConnection, openFuseConnection } from './fuse-keeper.ts'
 import type { Logger } from './logger.ts'
+import { tellLostPods } from './lost-pods.ts'
 import { placesOf } from './places.ts'
 import { lockRoot } from './root-lock.ts'
 import { type Notifier, noNotifier } from './service-notify.ts'
@@ -67,7 +68,13 @@ export async function supervise(
 ): Promise<SuperviseEnd> {
   const places = placesOf(config)
   using _lock = lockRoot(config.root)
-  const fuse = openFuseConnection(places, log)
+  const fuse = openFuseConnection(places, {
+    log,
+    onLost: (containers) => {
+      const { socketPath } = config.containerd
+      void tellLostPods(containers, { socketPath, log, stop })
+    },
+  })
   // The worker's life is our business, ours is the service manager's.
   const signs = setInterval(() => notifier.alive(), SIGN_OF_LIFE_MS)
   using _signs = { [Symbol.dispose]: () => clearInterval(signs) }

@@ -3,6 +3,7 @@ import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
 import type { LazyLayer } from './blobs/lazy-layer.ts'
 import type { BlockSource, Priority } from './block-source.ts'
 import type { ClusterPeers } from './cluster-peers.ts'
+import { type ContainerName, containersOn } from './containers-on-mounts.ts'
 import { IpfsImageDirectory } from './dag/ipfs-image-directory.ts'
 import { type KeyRing, NO_KEYS } from './encryption/key-ring.ts'
 import { isEncrypted } from './encryption/layer-encryption.ts'
@@ -93,6 +94,8 @@ type Collaborators = {
   readonly registries?: ImageRegistries
   /** Ends the container that has an active snapshot; by default containers only get EIO. */
   readonly endContainer?: (snapshotKey: string) => Promise<void>
+  /** Told of containers that run on layers whose bytes nobody can give them any more; by default nobody is. */
+  readonly onLost?: (containers: readonly ContainerName[]) => void
   /** Asked for images whose snapshots were lost here; by default nobody. */
   readonly imagesOfNode?: ImagesOfNode
   /** Other nodes of the cluster; by default none. */
@@ -161,6 +164,7 @@ export class Snapshotter implements AsyncDisposable {
       keys = NO_KEYS,
       registries,
       endContainer,
+      onLost = () => {},
       imagesOfNode,
       peers,
       trust = new TrustPolicies([], { onRefused: () => {} }),
@@ -348,7 +352,11 @@ export class Snapshotter implements AsyncDisposable {
       const { dir } = config.fuse
       const patienceMs = Math.min(STOP_LONGEST_MS, config.foregroundDeadlineMs)
       opened.defer(() => fuse.stop(dir, AbortSignal.timeout(patienceMs)))
-      await mounts.mend()
+      const { strays } = await mounts.mend()
+      const isOurs = (lowerDir: string): boolean => lowerDir.startsWith(`${places.mountsDir}/`)
+      // Their snapshots were lost together with their layers.
+      const lost = strays.length === 0 ? [] : containersOn(isOurs)
+      onLost(lost.filter(({ id }) => !snapshots.hasContainer(id)))
     }
     return new Snapshotter(
       { snapshots, kernel },

@@ -9,6 +9,8 @@ export type MountEntry = {
   readonly source: string
   /** `major:minor` of the mounted file system; all mounts of one superblock share it. */
   readonly device: string
+  /** Of the file system, as the kernel tells them: `ro,lowerdir=/a:/b`. */
+  readonly options: string
 }
 
 /**
@@ -35,8 +37,9 @@ export function parseMountinfo(text: string): MountEntry[] {
     // Between the sixth field and the dash stands any number of optional fields.
     const [before = '', after = ''] = line.split(' - ', 2)
     const [, , device = '', , target = ''] = before.split(' ')
-    const [type = '', source = ''] = after.split(' ')
-    mounts.push({ target: unescaped(target), type, source: unescaped(source), device })
+    const [type = '', source = '', options = ''] = after.split(' ')
+    const [mounted, from] = [unescaped(target), unescaped(source)]
+    mounts.push({ target: mounted, type, source: from, device, options: unescaped(options) })
   }
   return mounts
 }

@@ -145,7 +145,7 @@ export class LayerMounts {
    * Mends what containers have over loop devices from a FUSE connection that is gone, and turns to its plain file what was completed
    * since. Call once, when the kernel is answered. Never rejects.
    */
-  async mend(): Promise<void> {
+  async mend(): Promise<{ readonly strays: readonly string[] }> {
     const { devices, log } = this.#parts
     const layers = this.#layersHeld()
     const found = devices.find(layers)
@@ -156,12 +156,14 @@ export class LayerMounts {
         if (device.state === 'lost') await this.#revive(layer, device)
     }
     for (const layer of found.keys()) await this.settle(layer)
-    for (const path of devices.strays(layers)) {
+    const strays = devices.strays(layers)
+    for (const path of strays) {
       log.error(
         { device: path },
         `containers on ${path} read a layer that this agent does not know, and get EIO for what is not in the page cache: restart their pods`,
       )
     }
+    return { strays }
   }
 
   /**

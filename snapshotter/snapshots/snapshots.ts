@@ -216,6 +216,11 @@ export class Snapshots implements AsyncDisposable {
       .flatMap(({ layer }) => (layer === undefined ? [] : [layer]))
   }
 
+  /** Whether a container with this ID has a snapshot here, in any namespace of containerd. */
+  hasContainer(id: string): boolean {
+    return [...this.#records()].some(({ name }) => name.endsWith(`/${id}`))
+  }
+
   /** The active snapshots that stand on a lazy layer. */
   keysOn(layer: number): string[] {
     return [...this.#records()]

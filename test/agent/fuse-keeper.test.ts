@@ -32,7 +32,7 @@ function newPlace(): Place {
 }
 
 function open(place: Place): FuseConnection {
-  const connection = openFuseConnection(place, log)
+  const connection = openFuseConnection(place, { log, onLost: () => {} })
   onTestFinished(() => closeSync(connection.fd))
   return connection
 }
