@@ -5,7 +5,7 @@ SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/node_modules/node/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages demo test test-unit test-peers test-faults soak check format bench clean
+.PHONY: help install packages demo test test-unit test-peers test-faults soak check format bench image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: node_modules/.installed ## mend format and order of imports
 bench: install ## measure, and print each figure beside its limit
 	@node test/support/remove-leftovers.ts
 	@node test/bench/bench.ts
+
+image: install ## build an image of the agent, an OCI layout in build/image; the same input gives the same digest
+	@node node-image/build-image.ts
 
 clean: ## remove what was built and what an interrupted run left behind; keeps node_modules
 	@if [ -d node_modules ]; then node test/support/remove-leftovers.ts; fi

@@ -1,0 +1,77 @@
+import { execFileSync } from 'node:child_process'
+import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import type { LayerEntry } from './layer-entry.ts'
+import { treeEntries } from './tree-entries.ts'
+
+type LockedPackage = {
+  readonly dependencies?: Readonly<Record<string, string>>
+  readonly optionalDependencies?: Readonly<Record<string, string>>
+}
+
+type Lock = { readonly packages: Readonly<Record<string, LockedPackage>> }
+
+/** What no program reads: types, maps to sources, manuals, what was linked in; libraries for another C library than the image's. */
+const UNWANTED =
+  /\.(?:[cm]?ts|tsx|map|flow|md|markdown|tsbuildinfo)$|\/musl_[^/]+\/|\/koffi\/(?:vendor|doc)\//
+
+/**
+ * The npm packages that the agent's sources need, as package-lock.json has them, below node_modules/. The first call has npm install
+ * them in `dir`, with their checksums checked and no script of theirs run; later ones find them there.
+ *
+ * npm takes packages along that others only would like beside themselves, as compilers: what no chain of dependencies leads to stays away.
+ */
+export function npmPackages(root: string, dir: string): LayerEntry[] {
+  const lock = JSON.parse(readFileSync(join(root, 'package-lock.json'), 'utf8')) as Lock
+  if (!existsSync(dir)) install(root, dir)
+  // Optional ones may be for another machine, and are not there.
+  const there = [...neededPackages(lock)].filter((path) => existsSync(join(dir, path)))
+  return there.toSorted().flatMap((path) =>
+    treeEntries(join(dir, path), {
+      under: path,
+      // Those within it are packages of their own.
+      isWanted: (within) =>
+        !within.startsWith('node_modules/') && !UNWANTED.test(`/${path}/${within}`),
+    }),
+  )
+}
+
+function install(root: string, dir: string): void {
+  const partial = `${dir}.partial`
+  rmSync(partial, { recursive: true, force: true })
+  mkdirSync(partial, { recursive: true })
+  for (const name of ['package.json', 'package-lock.json']) {
+    cpSync(join(root, name), join(partial, name))
+  }
+  const omitted = ['--omit=dev', '--omit=peer', '--ignore-scripts']
+  const quiet = ['--no-audit', '--no-fund', '--prefer-offline', '--loglevel=error']
+  execFileSync('npm', ['ci', ...omitted, ...quiet], {
+    cwd: partial,
+    stdio: ['ignore', 'ignore', 'inherit'],
+  })
+  renameSync(partial, dir)
+}
+
+/** Folders of the packages that the root depends on, and they on others, by Node's own way of looking upwards. */
+export function neededPackages({ packages }: Lock): ReadonlySet<string> {
+  const needed = new Set<string>()
+  const follow = (from: string): void => {
+    const { dependencies, optionalDependencies } = packages[from] ?? {}
+    for (const name of Object.keys({ ...dependencies, ...optionalDependencies })) {
+      const path = resolve(packages, from, name)
+      if (path === undefined || needed.has(path)) continue
+      needed.add(path)
+      follow(path)
+    }
+  }
+  follow('')
+  return needed
+}
+
+function resolve(packages: Lock['packages'], from: string, name: string): string | undefined {
+  for (let at = from; ; at = dirname(at)) {
+    const path = join(at, 'node_modules', name)
+    if (path in packages) return path
+    if (at === '' || at === '.') return undefined
+  }
+}
