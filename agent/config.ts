@@ -160,6 +160,14 @@ export type Config = {
       readonly signaturesMin: number
     }[]
   }
+  /** The process that holds the node's FUSE connection while no agent runs. */
+  readonly fuseKeeper: {
+    /**
+     * A control group, as `/ipdr-fuse-keeper`, that it is put into; for agents in containers, whose own group is killed with them.
+     * Undefined: it stays in that of the agent.
+     */
+    readonly controlGroup?: string | undefined
+  }
   readonly prefetch: {
     /** Fetch what a start will read before it is read, by lists that were published or learned. */
     readonly replay: boolean
@@ -371,6 +379,18 @@ const configSchema = z.strictObject({
           error: 'two policies have the same name',
         })
         .default([]),
+    })
+    .prefault({}),
+  fuseKeeper: z
+    .strictObject({
+      controlGroup: z
+        .string()
+        .max(200)
+        .regex(
+          /^(?:\/[A-Za-z0-9_][A-Za-z0-9_.:-]*)+$/,
+          'must be a control group, like /ipdr-fuse-keeper',
+        )
+        .optional(),
     })
     .prefault({}),
   prefetch: z

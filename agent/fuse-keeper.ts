@@ -8,6 +8,7 @@ import {
   mountLayerFiles,
   unmountLayerFiles,
 } from '../snapshotter/fuse-connection.ts'
+import { joinControlGroup } from './control-group.ts'
 import type { Logger } from './logger.ts'
 
 /** The descriptor number at which the keeper holds /dev/fuse: the first after stdin, stdout, stderr. */
@@ -35,6 +36,8 @@ type KeeperPlace = {
   readonly lazyMountsDir: string
   /** Names the keeper process. */
   readonly recordPath: string
+  /** Where the keeper goes, so that it outlives the container of the agent; by default it stays in the agent's control group. */
+  readonly keeperGroup?: string | undefined
 }
 
 /**
@@ -42,7 +45,8 @@ type KeeperPlace = {
  *
  * The kernel ends a FUSE connection when the last descriptor of it closes, and every container that still needs bytes
  * then reads EIO for ever. So a process that does nothing and never ends early, `sleep infinity`, holds a copy of the
- * descriptor; a new agent takes it back with pidfd_getfd(2). It is started outside our session so that it outlives us.
+ * descriptor; a new agent takes it back with pidfd_getfd(2). It is started outside our session so that it outlives us,
+ * and where a container is killed with all that is in its control group, outside of that too.
  * `onLost` is told of containers on mounts that cannot be given another connection. Throws KernelError if /dev/fuse cannot be opened or mounted.
  */
 export function openFuseConnection(
@@ -83,6 +87,7 @@ export function openFuseConnection(
   })
   keeper.unref()
   if (keeper.pid === undefined) throw new Error('cannot start the FUSE keeper: sleep(1) is missing')
+  if (place.keeperGroup !== undefined) joinControlGroup(keeper.pid, place.keeperGroup)
   writeRecord(place.recordPath, keeper.pid)
   return { fd, adopted: false, keeperPid: keeper.pid }
 }

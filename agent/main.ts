@@ -3,7 +3,6 @@ import yargs from 'yargs'
 import { hideBin } from 'yargs/helpers'
 import { CodedError } from '../snapshotter/errors.ts'
 import { type Config, parseConfig, readConfig } from './config.ts'
-import { runDataWorker } from './data-worker.ts'
 import { createLogger, type Logger } from './logger.ts'
 import { serviceNotifier } from './service-notify.ts'
 import { Succession } from './succession.ts'
@@ -37,6 +36,26 @@ async function main(): Promise<number> {
       'upgrade',
       'have the running agent make room for this version, or read its configuration anew; no pod notices',
     )
+    .command(
+      'untaint',
+      'take the taint ipdr.dev/not-ready off a Kubernetes node once its agent is ready; runs beside it',
+      (words) =>
+        words
+          .option('node', { type: 'string', requiresArg: true, demandOption: true })
+          .option('kubeconfig', { type: 'string', requiresArg: true }),
+    )
+    .command(
+      'host-setup',
+      "write what containerd needs into a node's /etc/containerd; changes nothing that is not ours",
+      (words) =>
+        words
+          .option('containerd-dir', { type: 'string', requiresArg: true })
+          .option('profile', {
+            choices: ['runtime-class', 'whole-node'] as const,
+            demandOption: true,
+          })
+          .option('restart-containerd', { type: 'boolean' }),
+    )
     .command('data-worker', false)
     .option('config', {
       type: 'string',
@@ -61,6 +80,8 @@ async function main(): Promise<number> {
     process.stdout.write('configuration is fine\n')
     return EXIT.ok
   }
+  // Needs no right of root, but for a token.
+  if (command._[0] === 'untaint') return await runUntaint(config, command, stop.signal)
   if (process.getuid?.() !== 0) {
     process.stderr.write(
       'ipdr-agent: mounting needs root: run it with sudo, as a systemd unit, or as a privileged DaemonSet\n',
@@ -68,10 +89,13 @@ async function main(): Promise<number> {
     return EXIT.noPermission
   }
   if (command._[0] === 'upgrade') return await runUpgrade(config, stop.signal)
+  if (command._[0] === 'host-setup') return await runHostSetup(config, command)
   const isWorker = command._[0] === 'data-worker'
   const log = createLogger(config.log, isWorker ? 'data-worker' : 'supervisor')
   try {
     if (isWorker) {
+      // Only where it runs: it is most of the program, and of the memory of those that do not.
+      const { runDataWorker } = await import('./data-worker.ts')
       await runDataWorker(config, { fuseFd: command['fuse-fd'] }, stop.signal, log)
     } else {
       await runSupervisor(config, command.config, stop.signal, log)
@@ -132,6 +156,46 @@ async function runSupervisor(
   }
 }
 
+async function runUntaint(
+  config: Config,
+  words: { readonly [name: string]: unknown },
+  stop: AbortSignal,
+): Promise<number> {
+  const { untaint } = await import('./kubernetes/untaint.ts')
+  const log = createLogger(config.log, 'untaint')
+  const node = wordOf(words['node']) ?? ''
+  try {
+    await untaint(config, { node, kubeconfig: wordOf(words['kubeconfig']) }, stop, log)
+    return EXIT.ok
+  } catch (error) {
+    logFatal(log, error)
+    return EXIT.failure
+  }
+}
+
+async function runHostSetup(
+  config: Config,
+  words: { readonly [name: string]: unknown },
+): Promise<number> {
+  const { restartContainerd, writeHostFiles } = await import('./kubernetes/host-setup.ts')
+  const log = createLogger(config.log, 'host-setup')
+  try {
+    const { changed } = writeHostFiles(config, {
+      containerdDir: wordOf(words['containerd-dir']) ?? '/etc/containerd',
+      profile: words['profile'] === 'whole-node' ? 'whole-node' : 'runtime-class',
+    })
+    const isAsked = words['restart-containerd'] === true
+    if (changed.length === 0) log.info({}, 'containerd has what it needs')
+    else if (isAsked) log.info({ changed }, 'restarting containerd')
+    else log.warn({ changed }, 'restart containerd on this node: it has not read this yet')
+    if (changed.length > 0 && isAsked) restartContainerd()
+    return EXIT.ok
+  } catch (error) {
+    logFatal(log, error)
+    return EXIT.failure
+  }
+}
+
 async function runUpgrade(config: Config, signal: AbortSignal): Promise<number> {
   const { upgrade } = await import('./upgrade.ts')
   try {
@@ -141,6 +205,10 @@ async function runUpgrade(config: Config, signal: AbortSignal): Promise<number> 
     process.stderr.write(`ipdr-agent: ${sentenceOf(error)}\n`)
     return EXIT.failure
   }
+}
+
+function wordOf(value: unknown): string | undefined {
+  return typeof value === 'string' ? value : undefined
 }
 
 function logFatal(log: Logger, error: unknown): void {

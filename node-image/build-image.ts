@@ -15,6 +15,8 @@ const HOME = 'opt/ipdr-agent'
 /** What of the sources is in it; of node-image, what `ipdr-agent host-setup` writes to a node. */
 const SOURCES = ['agent', 'snapshotter', 'proto', 'node-image/containerd']
 const FILES = ['package.json', 'LICENSE']
+/** Of every file: what does not change from one commit to the next keeps its digest, and is not moved again. */
+const LAYER_TIME = new Date(0)
 const PROGRAMS = ['ipdr', 'ipdr-agent', 'ipdr-authorize']
 
 type AgentImage = {
@@ -56,7 +58,7 @@ export async function buildImage(
     ['agent', [...under(sources()), ...programs()]],
   ]
   const layers = await Promise.all(
-    contents.map(([name, entries]) => writeLayer(name, entries, { blobs, mtime: created })),
+    contents.map(([name, entries]) => writeLayer(name, entries, { blobs, mtime: LAYER_TIME })),
   )
   const { version, license } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as {
     version: string

@@ -1,20 +1,32 @@
 import { execFileSync } from 'node:child_process'
-import { existsSync, lstatSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
+import { existsSync, lstatSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { gunzipSync } from 'node:zlib'
+import { keepFirst } from './keep-first.ts'
 import type { LayerEntry } from './layer-entry.ts'
 import { treeEntries } from './tree-entries.ts'
 
 const SUITE = 'bookworm'
 
-/** What Node 24 is linked with; a shell for our start scripts; `sleep`, which is the FUSE keeper; roots of trust. */
-const PACKAGES = ['libc6', 'libstdc++6', 'libgcc-s1', 'dash', 'coreutils', 'ca-certificates']
+/** What Node 24 is linked with; a shell for our start scripts; `sleep`, which is the FUSE keeper; `setpriv`; roots of trust. */
+const PACKAGES = 'libc6 libstdc++6 libgcc-s1 dash coreutils util-linux ca-certificates'.split(' ')
 
-/** Of them and of what they depend on: libraries, programs, licences and certificates, not manuals or what only dpkg needs. */
-const WANTED =
-  /^(?:bin|lib|lib64|usr\/bin|usr\/lib|etc\/ld\.so\.conf\.d|usr\/share\/ca-certificates)\/|^usr\/share\/doc\/[^/]+(?:\/copyright)?$/
-const UNWANTED =
-  /\/gconv\/|\/engines-3\/|\/ossl-modules\/|^usr\/lib\/(?:dpkg|ssl)\/|^usr\/bin\/(?:deb|dpkg|openssl|c_rehash|perl)/
+/** Of these packages and of what they depend on: no more than is called, and than whoever looks around in a container wants. */
+const PROGRAMS = 'sh|dash|sleep|readlink|dirname|chroot|setpriv|cat|ls|env|id|stat'
+
+/** What these programs and Node are linked with, and what the C library opens by itself to look up names. */
+const LIBRARIES =
+  'ld-linux[-_0-9a-z]*|libc|libm|libdl|libpthread|librt|libresolv|libnss_dns|libnss_files|libstdc\\+\\+|libgcc_s|libcap-ng|libselinux|libpcre2-8'
+
+const WANTED = new RegExp(
+  [
+    `^(?:usr/)?s?bin/(?:${PROGRAMS})$`,
+    `^(?:usr/)?lib(?:64)?/(?:[^/]+-linux-gnu/)?(?:${LIBRARIES})\\.so[.0-9]*$`,
+    '^etc/ld\\.so\\.conf',
+    '^usr/share/ca-certificates/',
+    '^usr/share/doc/[^/]+(?:/copyright)?$',
+  ].join('|'),
+)
 
 /**
  * Debian's part of the image. The first call unpacks it to `dir`, by mmdebstrap, which checks Debian's signatures; later ones find it
@@ -25,7 +37,7 @@ export function debianBase(dir: string): {
   readonly packages: readonly string[]
 } {
   if (!existsSync(dir)) unpack(dir)
-  const isWanted = (path: string): boolean => WANTED.test(path) && !UNWANTED.test(path)
+  const isWanted = (path: string): boolean => WANTED.test(path)
   const packages = versionsIn(join(dir, 'usr/share/doc'))
   return {
     packages,
@@ -46,7 +58,8 @@ export function debianBase(dir: string): {
 }
 
 function unpack(dir: string): void {
-  const partial = `${dir}.partial`
+  // Of ours alone: another build may unpack the same at the same time.
+  const partial = `${dir}.${process.pid}`
   rmSync(partial, { recursive: true, force: true })
   const include = `--include=${PACKAGES.join(',')}`
   const retries = '--aptopt=Acquire::Retries "3"'
@@ -54,7 +67,7 @@ function unpack(dir: string): void {
   // A mount namespace of its own, so that mounts end with what made them, however it ends.
   const alone = ['--mount', '--propagation=private', 'mmdebstrap']
   execFileSync('unshare', [...alone, ...words], { stdio: ['ignore', 'ignore', 'inherit'] })
-  renameSync(partial, dir)
+  keepFirst(partial, dir)
 }
 
 function versionsIn(doc: string): string[] {

@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { keepFirst } from './keep-first.ts'
 import type { LayerEntry } from './layer-entry.ts'
 import { treeEntries } from './tree-entries.ts'
 
@@ -37,7 +38,8 @@ export function npmPackages(root: string, dir: string): LayerEntry[] {
 }
 
 function install(root: string, dir: string): void {
-  const partial = `${dir}.partial`
+  // Of ours alone: another build may install the same at the same time.
+  const partial = `${dir}.${process.pid}`
   rmSync(partial, { recursive: true, force: true })
   mkdirSync(partial, { recursive: true })
   for (const name of ['package.json', 'package-lock.json']) {
@@ -49,7 +51,7 @@ function install(root: string, dir: string): void {
     cwd: partial,
     stdio: ['ignore', 'ignore', 'inherit'],
   })
-  renameSync(partial, dir)
+  keepFirst(partial, dir)
 }
 
 /** Folders of the packages that the root depends on, and they on others, by Node's own way of looking upwards. */

@@ -10,6 +10,7 @@ import {
 } from '../../agent/fuse-keeper.ts'
 import { createLogger } from '../../agent/logger.ts'
 import { isMounted } from '../../snapshotter/kernel/mountinfo.ts'
+import { ControlGroup } from '../support/control-group.ts'
 import { Scratch } from '../support/scratch.ts'
 
 const log = createLogger({ level: 'error', format: 'json' }, 'test')
@@ -95,4 +96,17 @@ test('a keeper that was killed, and that nobody collected, is replaced', async (
   const second = open(place)
   expect(second.adopted).toBe(false)
   expect(second.keeperPid).not.toBe(first.keeperPid)
+})
+
+test('a keeper that gets a control group is in it alone, in every hierarchy, and so outlives those that we are in', () => {
+  const place = newPlace()
+  const parent = `/ipdr-test-keeper-${process.pid}`
+  const keeperGroup = `${parent}/keeper`
+  onTestFinished(() => new ControlGroup(parent).end())
+  const { keeperPid } = open({ ...place, keeperGroup })
+  const lines = readFileSync(`/proc/${keeperPid}/cgroup`, 'utf8').trim().split('\n')
+  expect(lines.length).toBeGreaterThan(0)
+  for (const line of lines) expect(line.split(':').at(-1)).toBe(keeperGroup)
+  expect(new ControlGroup(parent).pids()).toEqual([keeperPid])
+  expect(open({ ...place, keeperGroup })).toMatchObject({ adopted: true, keeperPid })
 })

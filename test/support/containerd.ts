@@ -22,6 +22,8 @@ export type ContainerdOptions = {
   readonly version?: ContainerdVersion
   /** The snapshotter serves pods of RUNTIME_CLASS alone, the others are on overlayfs; not before 1.7. */
   readonly isPerRuntime?: boolean
+  /** There is a runtime whose pods are on overlayfs while the others are not, for the agent as a pod; not before 1.7. */
+  readonly hasBootstrap?: boolean
   /** Folder of hosts.toml files; see writeHostsFile. By default an empty one. */
   readonly certsDir?: string
   /** The specification that all pods start from; by default containerd's own. */
@@ -42,13 +44,16 @@ export type RunOptions = CommandOptions & {
 /** The runtime handler of pods that get our snapshotter where the node's other pods do not. */
 export const RUNTIME_CLASS = 'ipdr'
 
+/** The runtime handler of the agent's own pod where all others get our snapshotter. */
+export const BOOTSTRAP_CLASS = 'ipdr-bootstrap'
+
 /** How long containerd may take to answer after its start, in ms. 30 s: 0.2 s when quiet, 3 s at a load of 100. */
 const START_DEADLINE_MS = 30_000
 
 /** Debian's containerd with folders, sockets and control groups of its own: the machine's is never touched. */
 export class Containerd implements AsyncDisposable {
   readonly socketPath: string
-  /** `overlayfs`, or the name of the served snapshotter; `ctr` uses it unless told otherwise. */
+  /** `overlayfs`, or the name of the served snapshotter if there is no choice; `ctr` uses it unless told otherwise. */
   readonly snapshotter: string
   readonly logPath: string
   /** Parent of its containers' control groups. */
@@ -70,7 +75,8 @@ export class Containerd implements AsyncDisposable {
     this.root = join(this.#scratch.dir, 'root')
     this.logPath = join(this.#scratch.dir, 'log')
     this.socketPath = join(this.#scratch.run, 'containerd.sock')
-    const isOverlay = snapshotter === 'overlayfs' || options.isPerRuntime === true
+    const isByChoice = options.isPerRuntime === true || options.hasBootstrap === true
+    const isOverlay = snapshotter === 'overlayfs' || isByChoice
     this.snapshotter = isOverlay ? 'overlayfs' : snapshotter.name
     this.cgroup = this.#scratch.containersGroup
     this.#certsDir = options.certsDir ?? join(this.#scratch.dir, 'certs.d')
@@ -218,7 +224,7 @@ export class Containerd implements AsyncDisposable {
   }
 
   #config(options: ContainerdOptions): string {
-    const { baseSpecPath, version = '1.6', isPerRuntime = false } = options
+    const { baseSpecPath, version = '1.6', isPerRuntime = false, hasBootstrap = false } = options
     const { runtime, service, pinned } = TABLES[version === '2' ? '2' : '1']
     const [contentLines = '', contentTable = ''] = contentConfig(options)
     const parts = [
@@ -249,12 +255,12 @@ export class Containerd implements AsyncDisposable {
         ${baseSpecPath === undefined ? '' : `base_runtime_spec = "${baseSpecPath}"`}
         [plugins."${runtime}".containerd.runtimes.runc.options]
           Root = "${join(this.#scratch.run, 'runc')}"
-      ${
-        isPerRuntime
-          ? `[plugins."${runtime}".containerd.runtimes.${RUNTIME_CLASS}.options]
-             Root = "${join(this.#scratch.run, 'runc')}"`
-          : ''
-      }
+      ${[...(isPerRuntime ? [RUNTIME_CLASS] : []), ...(hasBootstrap ? [BOOTSTRAP_CLASS] : [])]
+        .map(
+          (handler) => `[plugins."${runtime}".containerd.runtimes.${handler}.options]
+             Root = "${join(this.#scratch.run, 'runc')}"`,
+        )
+        .join('\n')}
       `,
     ]
     return parts.join('\n')
@@ -279,12 +285,15 @@ const RUNTIME_OPTIONS = 'disable_apparmor = true\nrestrict_oom_score_adj = true'
 
 /** The configuration that we ship for nodes, so that the tests run on it, with this test's places put in. */
 function nodeConfig(
-  { version = '1.6', snapshotter, isPerRuntime = false }: ContainerdOptions,
+  { version = '1.6', snapshotter, isPerRuntime = false, hasBootstrap = false }: ContainerdOptions,
   certsDir: string,
 ): string {
-  const name = `${isPerRuntime ? 'runtime-class' : 'config'}-${version}.toml`
-  const path = join(import.meta.dirname, '../../node-image/containerd', name)
-  const shipped = readFileSync(path, 'utf8').replace('/etc/containerd/certs.d', certsDir)
+  const names = [isPerRuntime ? 'runtime-class' : 'config', ...(hasBootstrap ? ['daemonset'] : [])]
+  const folder = join(import.meta.dirname, '../../node-image/containerd')
+  const shipped = names
+    .map((name) => readFileSync(join(folder, `${name}-${version}.toml`), 'utf8'))
+    .join('\n')
+    .replace('/etc/containerd/certs.d', certsDir)
   if (snapshotter === 'overlayfs') {
     return shipped
       .replace(/^\[proxy_plugins\.ipdr\]\n(?: .*\n)*/m, '')
@@ -293,7 +302,7 @@ function nodeConfig(
   return shipped
     .replace('/run/ipdr-agent/snapshotter.sock', snapshotter.socketPath)
     .replace('/var/lib/ipdr-agent', snapshotter.root ?? '/nonexistent')
-    .replace('linux/amd64', process.arch === 'arm64' ? 'linux/arm64' : 'linux/amd64')
+    .replaceAll('linux/amd64', process.arch === 'arm64' ? 'linux/arm64' : 'linux/amd64')
     .replaceAll('[proxy_plugins.ipdr', `[proxy_plugins.${snapshotter.name}`)
     .replaceAll('snapshotter = "ipdr"', `snapshotter = "${snapshotter.name}"`)
 }

@@ -4,6 +4,7 @@ import { setTimeout } from 'node:timers/promises'
 import { connect, type ServiceClient } from '../../proto/client.ts'
 import { criImageContract, criRuntimeContract } from '../../proto/load.ts'
 import type { AuthConfig } from '../../proto/types/runtime/v1/AuthConfig.ts'
+import type { ContainerConfig } from '../../proto/types/runtime/v1/ContainerConfig.ts'
 import type { ContainerStatus__Output } from '../../proto/types/runtime/v1/ContainerStatus.ts'
 import type { FilesystemUsage__Output } from '../../proto/types/runtime/v1/FilesystemUsage.ts'
 import type { Image__Output } from '../../proto/types/runtime/v1/Image.ts'
@@ -111,16 +112,24 @@ export class Cri implements Disposable {
   /** Starts a pod of a Kubernetes namespace on the host's network; by the runtime of `handler`, if one is given. */
   async runPodSandbox(namespace = 'default', handler?: string): Promise<Pod> {
     const name = `pod-${this.#names++}`
-    const config: PodSandboxConfig = {
-      metadata: { name, uid: `${name}-uid`, namespace, attempt: 0 },
-      logDirectory: join(this.#logDir, name),
-      ...(handler === undefined ? {} : { annotations: annotationsOf(handler) }),
-      linux: {
-        cgroupParent: this.#containerd.cgroup,
-        securityContext: { namespaceOptions: { network: 'NODE', pid: 'CONTAINER', ipc: 'POD' } },
+    return await this.runPod(
+      {
+        metadata: { name, uid: `${name}-uid`, namespace, attempt: 0 },
+        ...(handler === undefined ? {} : { annotations: annotationsOf(handler) }),
+        linux: {
+          securityContext: { namespaceOptions: { network: 'NODE', pid: 'CONTAINER', ipc: 'POD' } },
+        },
       },
-    }
-    mkdirSync(join(this.#logDir, name))
+      handler,
+    )
+  }
+
+  /** Starts a pod as it is given, but for its log and its control group, which are below those of this containerd. */
+  async runPod(given: PodSandboxConfig, handler?: string): Promise<Pod> {
+    const logDirectory = join(this.#logDir, given.metadata?.uid ?? '')
+    const linux = { ...given.linux, cgroupParent: this.#containerd.cgroup }
+    const config = { ...given, logDirectory, linux }
+    mkdirSync(logDirectory)
     const { podSandboxId } = await this.#runtime.calls.RunPodSandbox(
       { config, runtimeHandler: handler ?? '' },
       { signal: deadline() },
@@ -131,17 +140,21 @@ export class Cri implements Disposable {
   /** Makes a container of an image that is here; without a command it runs the image's own. */
   async createContainer(pod: Pod, image: string, command: readonly string[] = []): Promise<string> {
     const name = `container-${this.#names++}`
+    return await this.createContainerOf(pod, {
+      metadata: { name, attempt: 0 },
+      image: { image },
+      command: [...command],
+      linux: { securityContext: { namespaceOptions: { network: 'NODE', pid: 'CONTAINER' } } },
+    })
+  }
+
+  /** Makes a container as it is given, in a pod that runs. */
+  async createContainerOf(pod: Pod, config: ContainerConfig): Promise<string> {
     const { containerId } = await this.#runtime.calls.CreateContainer(
       {
         podSandboxId: pod.id,
         sandboxConfig: pod.config,
-        config: {
-          metadata: { name, attempt: 0 },
-          image: { image },
-          command: [...command],
-          logPath: `${name}.log`,
-          linux: { securityContext: { namespaceOptions: { network: 'NODE', pid: 'CONTAINER' } } },
-        },
+        config: { ...config, logPath: `${config.metadata?.name}.log` },
       },
       { signal: deadline() },
     )

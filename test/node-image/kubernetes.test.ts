@@ -1,0 +1,189 @@
+import { spawnSync } from 'node:child_process'
+import { existsSync, globSync, readFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import {
+  type KubernetesObject,
+  loadAllYaml,
+  loadYaml,
+  type V1ClusterRole,
+  type V1Container,
+  type V1DaemonSet,
+  type V1Deployment,
+  type V1PodSpec,
+  type V1RuntimeClass,
+} from '@kubernetes/client-node'
+import { parse } from 'smol-toml'
+import { expect, test } from 'vitest'
+import { parseConfig } from '../../agent/config.ts'
+import { NOT_READY_TAINT } from '../../agent/kubernetes/node-taint.ts'
+import { version } from '../../agent/version.ts'
+import {
+  agentCapabilities,
+  agentConfig,
+  agentDaemonSet,
+  KUBERNETES,
+  objectsIn,
+} from '../support/kubernetes-manifests.ts'
+
+const readme = readFileSync(join(KUBERNETES, 'README.md'), 'utf8')
+const config = parseConfig(agentConfig())
+const spec = agentDaemonSet().spec?.template.spec as V1PodSpec
+const [agent, taint] = spec.containers as [V1Container, V1Container]
+
+/** The first column of each row of a table of the README, without its quotes. */
+function rowsOf(heading: string): string[] {
+  const table = readme.slice(readme.indexOf(`| ${heading}`)).split('\n\n')[0] ?? ''
+  return [...table.matchAll(/^\| `([^`]+)`/gm)].map(([, name = '']) => name)
+}
+
+function mountOf(
+  container: V1Container,
+  mountPath: string,
+): { hostPath: string | undefined; mountPropagation: string | undefined } {
+  const mount = container.volumeMounts?.find((mount) => mount.mountPath === mountPath)
+  const volume = spec.volumes?.find(({ name }) => name === mount?.name)
+  return { hostPath: volume?.hostPath?.path, mountPropagation: mount?.mountPropagation }
+}
+
+test('every path of the host has its reason in the README, and no other does', () => {
+  const setup = objectsIn('components/host-setup/host-setup.yaml')[0] as V1DaemonSet
+  const volumes = [...(spec.volumes ?? []), ...(setup.spec?.template.spec?.volumes ?? [])]
+  const paths = volumes.flatMap(({ hostPath }) => hostPath?.path ?? [])
+  expect(rowsOf('Host path').toSorted()).toEqual(paths.toSorted())
+})
+
+test('the capabilities that are left have their reasons in the README, and no others are left', () => {
+  expect(agent.command?.slice(0, 2)).toEqual(['setpriv', '--inh-caps=-all'])
+  expect(rowsOf('Capability').toSorted()).toEqual(agentCapabilities().toSorted())
+})
+
+test('paths and ports are those of the configuration, and of what containerd is told', () => {
+  for (const path of [config.root, config.runDir]) {
+    expect(mountOf(agent, path)).toMatchObject({
+      hostPath: path,
+      mountPropagation: 'Bidirectional',
+    })
+  }
+  expect(mountOf(agent, dirname(config.containerd.socketPath))).toMatchObject({
+    hostPath: dirname(config.containerd.socketPath),
+    mountPropagation: 'HostToContainer',
+  })
+  for (const path of ['/dev', '/sys/fs/cgroup']) expect(mountOf(agent, path).hostPath).toBe(path)
+  const { host, port } = config.monitoring.listen
+  for (const probe of [agent.startupProbe, agent.livenessProbe, agent.readinessProbe]) {
+    expect(probe?.httpGet).toMatchObject({ host, port })
+  }
+  const hosts = join(KUBERNETES, '../containerd/certs.d/ipdr.internal/hosts.toml')
+  const { registry } = config
+  expect(parse(readFileSync(hosts, 'utf8'))).toMatchObject({
+    server: `http://${registry.listen.host}:${registry.listen.port}`,
+  })
+  expect(registry.listen.host).toBe('127.0.0.1')
+  for (const { args } of [agent, taint]) expect(args).toContain('/etc/ipdr-agent/config.json')
+})
+
+test('it shares with the node its network and its processes, and the keeper leaves the pod', () => {
+  const { hostNetwork, hostPID, hostIPC = false, dnsPolicy } = spec
+  expect({ hostNetwork, hostPID, hostIPC, dnsPolicy }).toEqual({
+    hostNetwork: true,
+    hostPID: true,
+    hostIPC: false,
+    dnsPolicy: 'Default',
+  })
+  expect(config.fuseKeeper.controlGroup).toBe('/ipdr-fuse-keeper')
+  expect(agent.terminationMessagePath).not.toMatch(/^\/dev\//)
+})
+
+test('it runs on every node, before others, and is replaced on one at a time', () => {
+  expect(spec).toMatchObject({
+    priorityClassName: 'system-node-critical',
+    tolerations: [{ operator: 'Exists' }],
+    terminationGracePeriodSeconds: 40,
+  })
+  expect(agentDaemonSet().spec?.updateStrategy?.rollingUpdate).toEqual({ maxUnavailable: 1 })
+})
+
+test('only the container of the agent is privileged, and only that of the taint may ask the API', () => {
+  expect(agent.securityContext).toEqual({ privileged: true, readOnlyRootFilesystem: true })
+  const setup = objectsIn('components/host-setup/host-setup.yaml')[0] as V1DaemonSet
+  for (const container of [taint, ...(setup.spec?.template.spec?.initContainers ?? [])]) {
+    expect(container.securityContext).toMatchObject({
+      allowPrivilegeEscalation: false,
+      readOnlyRootFilesystem: true,
+      capabilities: { drop: ['ALL'] },
+      seccompProfile: { type: 'RuntimeDefault' },
+    })
+  }
+  expect(taint.securityContext).toMatchObject({ runAsNonRoot: true, runAsUser: 65_534 })
+  expect(spec.automountServiceAccountToken).toBe(false)
+  const withToken = spec.containers.filter(({ volumeMounts }) =>
+    volumeMounts?.some(({ name }) => name === 'token'),
+  )
+  expect(withToken).toEqual([taint])
+  const roles = objectsIn('base/access.yaml').filter(({ kind = '' }) => kind.endsWith('Role'))
+  expect(roles.map((role) => (role as V1ClusterRole).rules)).toEqual([
+    [{ apiGroups: [''], resources: ['nodes'], verbs: ['get', 'patch'] }],
+  ])
+  expect(readme).toContain(`${NOT_READY_TAINT.key}=:${NOT_READY_TAINT.effect}`)
+})
+
+test.each([
+  ['runtime-class', 'runtime-class-2.toml', 'ipdr', 'ipdr'],
+  ['whole-node', 'daemonset-2.toml', 'ipdr-bootstrap', 'overlayfs'],
+])('the runtime class of %s is one that containerd has', (overlay, file, handler, snapshotter) => {
+  const [found] = objectsIn(`overlays/${overlay}/runtime-class.yaml`) as V1RuntimeClass[]
+  expect(found).toMatchObject({ handler, metadata: { name: handler } })
+  const toml = readFileSync(join(KUBERNETES, '../containerd', file), 'utf8')
+  expect(parse(toml)).toMatchObject({
+    plugins: {
+      'io.containerd.cri.v1.runtime': {
+        containerd: { runtimes: { [handler]: { snapshotter } } },
+      },
+    },
+  })
+})
+
+test('what kustomizations name is there, the image in the version of the sources', () => {
+  const paths = globSync(`${KUBERNETES}/**/kustomization.yaml`)
+  expect(paths).toHaveLength(4)
+  for (const path of paths) {
+    const {
+      resources = [],
+      components = [],
+      patches = [],
+      images = [],
+    } = loadYaml<{
+      resources?: string[]
+      components?: string[]
+      patches?: { path: string }[]
+      images?: { newTag: string }[]
+    }>(readFileSync(path, 'utf8'))
+    for (const named of [...resources, ...components, ...patches.map(({ path }) => path)]) {
+      expect(existsSync(join(dirname(path), named)), `${path}: ${named}`).toBe(true)
+    }
+    for (const { newTag } of images) expect(newTag).toBe(version)
+  }
+})
+
+const hasKubectl = spawnSync('kubectl', ['kustomize', '--help']).status === 0
+
+test.skipIf(!hasKubectl).each(['runtime-class', 'whole-node'])(
+  'kubectl makes of %s one DaemonSet that reads the configuration that is there',
+  (overlay) => {
+    const path = join(KUBERNETES, 'overlays', overlay)
+    const { stdout, stderr } = spawnSync('kubectl', ['kustomize', path], { encoding: 'utf8' })
+    expect(stderr).toBe('')
+    const objects = loadAllYaml(stdout) as KubernetesObject[]
+    const named = (kind: string): KubernetesObject[] =>
+      objects.filter((object) => object.kind === kind)
+    const [configMap] = named('ConfigMap')
+    const sets = named('DaemonSet') as V1Deployment[]
+    expect(sets).toHaveLength(1)
+    const pod = sets[0]?.spec?.template.spec
+    const volume = pod?.volumes?.find(({ name }) => name === 'config')
+    expect(volume?.configMap?.name).toBe(configMap?.metadata?.name)
+    const containers = [...(pod?.containers ?? []), ...(pod?.initContainers ?? [])]
+    for (const { image } of containers) expect(image).toBe(`ipdr.dev/agent:${version}`)
+    expect(pod?.runtimeClassName).toBe(overlay === 'whole-node' ? 'ipdr-bootstrap' : undefined)
+  },
+)
