@@ -124,6 +124,7 @@ export async function runDataWorker(
       queueDepths: () => snapshotter.queueDepths(),
       lazyMounts: () => snapshotter.mounts().length,
       storeBytes: () => snapshotter.storeBytes(),
+      storeBytesMax: config.store.bytesMax,
     })
     const grpc = {
       log: log.child({ part: 'grpc' }),

@@ -23,6 +23,8 @@ export type Gauges = {
   queueDepths(): Readonly<Record<Priority, number>>
   lazyMounts(): number
   storeBytes(): Promise<number>
+  /** As configured. */
+  readonly storeBytesMax: number
 }
 
 /** Every number that the agent publishes, with its unit in its name. One instance a process. */
@@ -253,6 +255,12 @@ export class Metrics {
     )
     gauge('ipdr_store_bytes', 'Disk that layer bytes take on this node.', [], async (set) =>
       set.set(await gauges.storeBytes()),
+    )
+    gauge(
+      'ipdr_store_max_bytes',
+      'Disk that layer bytes may take before the least recently used go.',
+      [],
+      (set) => set.set(gauges.storeBytesMax),
     )
   }
 

@@ -74,5 +74,6 @@ function gauges(): Parameters<Metrics['observe']>[0] {
     queueDepths: () => ({ foreground: 1, prefetch: 2, background: 3 }),
     lazyMounts: () => 0,
     storeBytes: async () => 0,
+    storeBytesMax: 4_096,
   }
 }

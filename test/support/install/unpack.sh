@@ -1,11 +1,11 @@
 #!/bin/sh
-# Unpacks Debian's containerd, runc, registry, busybox and libfaketime into the folder given, and installs nothing. Installed,
+# Unpacks packages of Debian, by default containerd, runc, registry, busybox and libfaketime, into the folder given, and installs nothing. Installed,
 # the first and third would be started and enabled as services, the first would take the place of Docker's
 # containerd.io, and busybox-static that of busybox.
 set -eu
 
-folder=${1:?usage: unpack.sh FOLDER}
-packages='containerd runc docker-registry busybox-static libfaketime'
+folder=${1:?usage: unpack.sh FOLDER [PACKAGES]}
+packages=${2:-containerd runc docker-registry busybox-static libfaketime}
 
 [ "$(cat "$folder/unpacked" 2>/dev/null)" != "$packages" ] || exit 0
 rm -rf "$folder"
