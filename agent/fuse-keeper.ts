@@ -87,7 +87,7 @@ export function openFuseConnection(
   })
   keeper.unref()
   if (keeper.pid === undefined) throw new Error('cannot start the FUSE keeper: sleep(1) is missing')
-  if (place.keeperGroup !== undefined) joinControlGroup(keeper.pid, place.keeperGroup)
+  if (place.keeperGroup !== undefined) moveKeeper(keeper.pid, place.keeperGroup, log)
   writeRecord(place.recordPath, keeper.pid)
   return { fd, adopted: false, keeperPid: keeper.pid }
 }
@@ -102,6 +102,18 @@ export function closeFuseConnection(place: KeeperPlace): boolean {
   if (!unmountLayerFiles(place.fuseDir)) return false
   endKeeper(place.recordPath)
   return true
+}
+
+/** A keeper that ends with its container is worse than one that does not, and better than none. */
+function moveKeeper(pid: number, group: string, log: Logger): void {
+  try {
+    joinControlGroup(pid, group)
+  } catch (error) {
+    log.warn(
+      { err: error, group },
+      "the FUSE keeper stays in the agent's control group, and ends with it: give the agent the node's /sys/fs/cgroup, to write",
+    )
+  }
 }
 
 function writeRecord(path: string, pid: number): void {

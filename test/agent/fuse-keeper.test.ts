@@ -110,3 +110,10 @@ test('a keeper that gets a control group is in it alone, in every hierarchy, and
   expect(new ControlGroup(parent).pids()).toEqual([keeperPid])
   expect(open({ ...place, keeperGroup })).toMatchObject({ adopted: true, keeperPid })
 })
+
+test('a keeper whose control group cannot be made is a keeper all the same', () => {
+  const place = newPlace()
+  const { keeperPid } = open({ ...place, keeperGroup: '/cgroup.procs/keeper' })
+  expect(hasEnded(keeperPid)).toBe(false)
+  expect(open(place)).toMatchObject({ adopted: true, keeperPid })
+})

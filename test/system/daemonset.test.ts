@@ -38,7 +38,6 @@ import { seeded } from '../support/seeded.ts'
 const MiB = 1024 ** 2
 const IMAGE = 'ipdr.dev/agent:0.1.0'
 const pollMs = { timeout: 60_000, interval: 50 }
-const large = randomContent(seeded(1), 24 * MiB)
 
 /** As an operator has the choice: the class of the agent's own pod, and that of pods that it serves. */
 const PROFILES = {
@@ -57,8 +56,6 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
   let registryUrl: string
   let configDir: string
   let keeperGroup: string
-  /** Name of an image on IPFS with busybox, and a large file that nobody has read. */
-  let image: string
   let pods = 0
 
   beforeAll(async () => {
@@ -103,7 +100,6 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
     const config = { ...here(agentConfig()), ipfs: { gateways: [publisher.gatewayUrl] } }
     writeFileSync(join(configDir, 'config.json'), JSON.stringify(config))
     await importAgent()
-    image = await publishImage()
   }, 600_000)
 
   afterAll(async () => await opened.disposeAsync(), 120_000)
@@ -125,7 +121,9 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
     while ((await cri.imageStatus(IMAGE)) === undefined) await setTimeout(10)
   }
 
-  async function publishImage(): Promise<string> {
+  /** Publishes an image with busybox, and a large file of its own. */
+  async function publishImage(seed: number): Promise<{ name: string; large: string }> {
+    const large = randomContent(seeded(seed), 24 * MiB)
     const tar = makeTar(
       { name: 'bin/', typeflag: '5', mode: 0o755 },
       { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
@@ -137,10 +135,11 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
       { name: 'hello', content: 'from IPFS\n' },
       { name: 'large', content: large },
     )
-    const layer = await packLayer(Readable.from([tar]), 'gzip', join(scratch.dir, 'layers'))
+    const layer = await packLayer(Readable.from([tar]), 'gzip', join(scratch.dir, `layers-${seed}`))
     const process = { Env: ['PATH=/bin'] }
-    const layout = writeOciLayout(join(scratch.dir, 'layout'), { layers: [layer], process })
-    return `ipdr.internal/${await publisher.push(layout)}`
+    const layout = writeOciLayout(join(scratch.dir, `layout-${seed}`), { layers: [layer], process })
+    const name = `ipdr.internal/${await publisher.push(layout)}`
+    return { name, large: `${digestOf(large).slice(7)}  /large\n` }
   }
 
   type AgentPod = { readonly pod: Pod; readonly containers: ReadonlyMap<string, string> }
@@ -178,15 +177,16 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
   }
 
   /** Starts a pod of an image on IPFS, and gives back its container. */
-  async function startUserPod(command: readonly string[]): Promise<{ pod: Pod; id: string }> {
+  async function startUserPod(image: string): Promise<{ pod: Pod; id: string }> {
     const { user } = profile
     await onceServed(async () => {
       if (user === undefined) await cri.pullImage(image)
       else await cri.pullImageForHandler(user, image)
     })
     const pod = await cri.runPodSandbox('default', profile.user)
-    const id = await cri.createContainer(pod, image, command)
+    const id = await cri.createContainer(pod, image, ['sh', '-c', 'cat /hello; sleep infinity'])
     await cri.startContainer(id)
+    await expect.poll(() => cri.logOf(id), pollMs).toBe('from IPFS\n')
     return { pod, id }
   }
 
@@ -203,11 +203,11 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
   }
 
   test('the agent from its image serves a pod from IPFS, with the capabilities of the manifest and no others', async () => {
+    const image = await publishImage(1)
     const agent = await startAgentPod()
     expect(capabilitiesOf('agent/main.ts\0--config')).toEqual(agentCapabilities().toSorted())
     expect(capabilitiesOf('agent/main.ts\0untaint')).toEqual([])
-    const user = await startUserPod(['sh', '-c', 'cat /hello; sleep infinity'])
-    await expect.poll(() => cri.logOf(user.id), pollMs).toBe('from IPFS\n')
+    const user = await startUserPod(image.name)
     expect(isMounted(join(scratch.run, 'agent/files'))).toBe(true)
     await cri.removePodSandbox(user.pod)
     await cri.removePodSandbox(agent.pod)
@@ -240,9 +240,9 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
   }, 120_000)
 
   test('a rollout: reads wait while there is no pod of the agent, and the next one answers them', async () => {
+    const image = await publishImage(2)
     const first = await startAgentPod()
-    const user = await startUserPod(['sh', '-c', 'cat /hello; sleep infinity'])
-    await expect.poll(() => cri.logOf(user.id), pollMs).toBe('from IPFS\n')
+    const user = await startUserPod(image.name)
     await cri.removePodSandbox(first.pod)
     expect(await isReady()).toBe(false)
     expect(new ControlGroup(keeperGroup).pids()).toHaveLength(1)
@@ -251,7 +251,29 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
     const second = await startAgentPod()
     const log = (): Promise<string> => cri.logOf(second.containers.get('agent') ?? '')
     await expect.poll(log, pollMs).toContain('"adopted":true')
-    expect((await read).stdout).toBe(`${digestOf(large).slice(7)}  /large\n`)
+    expect((await read).stdout).toBe(image.large)
+    await cri.removePodSandbox(user.pod)
+    await cri.removePodSandbox(second.pod)
+  }, 180_000)
+
+  test('a keeper that has no control group of its own ends with the pod: reads fail, never lie, until the next one has mended the mounts', async () => {
+    // Of the pods before.
+    await new ControlGroup(keeperGroup).end()
+    const { fuseKeeper: _, ...config } = JSON.parse(
+      readFileSync(join(configDir, 'config.json'), 'utf8'),
+    ) as Record<string, unknown>
+    writeFileSync(join(configDir, 'config.json'), JSON.stringify(config))
+    const image = await publishImage(3)
+    const first = await startAgentPod()
+    const user = await startUserPod(image.name)
+    await cri.removePodSandbox(first.pod)
+    const hash = ['sha256sum', '/large']
+    const failed = await cri.execSync(user.id, hash)
+    expect(failed).toMatchObject({ exitCode: 1, stdout: '' })
+    const second = await startAgentPod()
+    await expect
+      .poll(() => cri.execSync(user.id, hash), pollMs)
+      .toMatchObject({ stdout: image.large })
     await cri.removePodSandbox(user.pod)
     await cri.removePodSandbox(second.pod)
   }, 180_000)
