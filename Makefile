@@ -5,10 +5,10 @@ SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/node_modules/node/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages demo test test-unit test-peers test-faults soak check format bench image clean
+.PHONY: help install packages demo test test-unit test-peers test-kubernetes test-faults soak check format bench image clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: node_modules/.installed packages ## install what is missing: npm packages, Debian packages, Node 24
 
@@ -16,17 +16,22 @@ demo: install ## publish an image of Debian, python3 and numpy to IPFS and run i
 	@node test/support/remove-leftovers.ts
 	@node test/demo/demo.ts $(DEMO_FLAGS)
 
-test: install ## run the tests, but for those of test-peers; as root, against a real containerd
+test: install ## run the tests, but for those of test-peers and test-kubernetes; as root, against a real containerd
 	@node test/support/remove-leftovers.ts
-	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/peers/**' $(TEST_FLAGS)
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/peers/**' --exclude '**/kubernetes/**' $(TEST_FLAGS)
 
 test-unit: node_modules/.installed ## run the tests that need no containerd
-	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' --exclude '**/peers/**' $(TEST_FLAGS)
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' --exclude '**/peers/**' --exclude '**/kubernetes/**' $(TEST_FLAGS)
 
 test-peers: install ## run the tests with peers that Go builds first: kube-apiserver, stargz-snapshotter
 	@node test/support/remove-leftovers.ts
-	@node test/support/build-go-programs.ts
+	@node test/support/build-go-programs.ts stargz-snapshotter kube-apiserver
 	@vitest run --dir test/peers --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
+
+test-kubernetes: install ## run the tests with a whole Kubernetes on this machine, which Go builds first
+	@node test/support/remove-leftovers.ts
+	@node test/support/build-go-programs.ts kube-apiserver kube-controller-manager kube-scheduler kubelet
+	@vitest run --dir test/kubernetes --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
 
 test-faults: install ## 500 kills and other faults at random points; prints its seed, FAULT_SEED=n repeats it, about an hour
 	@node test/support/remove-leftovers.ts

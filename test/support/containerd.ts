@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { connect } from '../../proto/client.ts'
@@ -30,6 +30,8 @@ export type ContainerdOptions = {
   readonly baseSpecPath?: string
   /** Where its content store is served; by default it has its own. */
   readonly contentSocket?: string
+  /** Gives every pod a network of its own, in which it is alone. Without it there are only pods on the host's network. */
+  readonly hasPodNetwork?: boolean
   /** Changes the configuration that we ship, as somebody may who installs it. */
   readonly editConfig?: (toml: string) => string
   /** Sets it apart from other containerds in the same scratch. */
@@ -83,6 +85,7 @@ export class Containerd implements AsyncDisposable {
     for (const path of [this.root, this.#certsDir]) mkdirSync(path, { recursive: true })
     this.#options = options
     this.#writeConfig()
+    if (options.hasPodNetwork === true) this.#writePodNetwork()
     if (snapshotter !== 'overlayfs' && version === '1.6') {
       // 1.6 reports this folder's disk as the images' one; a proxy plugin has no such folder of itself.
       mkdirSync(join(this.root, `io.containerd.snapshotter.v1.${snapshotter.name}`))
@@ -214,6 +217,16 @@ export class Containerd implements AsyncDisposable {
     }
   }
 
+  #writePodNetwork(): void {
+    const [conf, bin] = [join(this.#scratch.dir, 'cni'), join(this.#scratch.dir, 'cni-bin')]
+    for (const path of [conf, bin]) mkdirSync(path)
+    const config = { cniVersion: '0.3.1', name: 'ipdr-test', plugins: [{ type: 'alone' }] }
+    writeFileSync(join(conf, 'ipdr-test.conflist'), JSON.stringify(config))
+    const plugin = join(import.meta.dirname, 'cni-plugin.sh')
+    // containerd asks for the second one by itself.
+    for (const name of ['alone', 'loopback']) symlinkSync(plugin, join(bin, name))
+  }
+
   #writeConfig(): void {
     const { editConfig = (toml) => toml } = this.#options
     writeFileSync(this.#configPath, editConfig(this.#config(this.#options)))
@@ -250,6 +263,7 @@ export class Containerd implements AsyncDisposable {
       ${pinned === undefined ? '' : `[plugins."${pinned}".pinned_images]\nsandbox = "${PAUSE_IMAGE}"`}
       [plugins."${runtime}".cni]
         conf_dir = "${join(this.#scratch.dir, 'cni')}"
+        bin_dir = "${join(this.#scratch.dir, 'cni-bin')}"
       [plugins."${runtime}".containerd.runtimes.runc]
         runtime_type = "io.containerd.runc.v2"
         ${baseSpecPath === undefined ? '' : `base_runtime_spec = "${baseSpecPath}"`}
@@ -281,7 +295,9 @@ const TABLES = {
   },
 } as const
 
-const RUNTIME_OPTIONS = 'disable_apparmor = true\nrestrict_oom_score_adj = true'
+const RUNTIME_OPTIONS = `disable_apparmor = true
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true`
 
 /** The configuration that we ship for nodes, so that the tests run on it, with this test's places put in. */
 function nodeConfig(

@@ -1,6 +1,6 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { rmdir } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 
 const ROOT = '/sys/fs/cgroup'
@@ -31,6 +31,13 @@ export class ControlGroup {
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
     }
+  }
+
+  /** Makes the group in every hierarchy, with all that the machine has to give: a kubelet wants that of its pods to be there. */
+  make(): void {
+    const isUnified = existsSync(join(ROOT, 'cgroup.controllers'))
+    const hierarchies = isUnified ? [ROOT] : readdirSync(ROOT).map((name) => join(ROOT, name))
+    for (const hierarchy of hierarchies) makeFolder(join(hierarchy, this.path), hierarchy)
   }
 
   /** The processes in the group and in those below it. */
@@ -70,6 +77,24 @@ function withSubfolders(folder: string): string[] {
     .filter((entry) => entry.isDirectory())
     .map((entry) => join(folder, entry.name))
   return [folder, ...subfolders.flatMap(withSubfolders)]
+}
+
+function makeFolder(folder: string, hierarchy: string): void {
+  const parent = dirname(folder)
+  if (parent !== hierarchy) makeFolder(parent, hierarchy)
+  const controllers = join(parent, 'cgroup.controllers')
+  if (existsSync(controllers)) {
+    // In version 2 a group has the controllers that its parent passes on.
+    const names = readFileSync(controllers, 'utf8').trim().split(' ').filter(Boolean)
+    for (const name of names) writeFileSync(join(parent, 'cgroup.subtree_control'), `+${name}`)
+  }
+  mkdirSync(folder, { recursive: true })
+  // In version 1 a new group has no processors and no memory, and takes no process.
+  for (const set of ['cpuset.cpus', 'cpuset.mems']) {
+    const [own, above] = [join(folder, set), join(parent, set)]
+    if (existsSync(controllers) || !existsSync(own)) continue
+    if (readFileSync(own, 'utf8').trim() === '') writeFileSync(own, readFileSync(above))
+  }
 }
 
 function kill(pid: number): void {

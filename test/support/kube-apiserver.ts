@@ -1,6 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import {
@@ -13,12 +11,10 @@ import {
 import { Agent, fetch } from 'undici'
 import { freePort } from './agent.ts'
 import { makeCertificates, type NodeCertificate, readCertificate } from './cluster-certificates.ts'
+import { Daemon } from './daemon.ts'
 import { goProgram } from './go-programs.ts'
 import type { Scratch } from './scratch.ts'
 import { SuitePrograms } from './suite-programs.ts'
-
-/** How long etcd or kube-apiserver may take to be ready, in ms. 120 s: 6 s when quiet. */
-const START_DEADLINE_MS = 120_000
 
 /** Where service accounts of tests live. */
 const ACCOUNTS_NAMESPACE = 'ipdr-system'
@@ -48,11 +44,15 @@ type Certificates = Readonly<Record<'server' | 'admin' | 'accounts', NodeCertifi
 
 /**
  * A real kube-apiserver with an etcd of its own, on loopback, with RBAC and tokens of service accounts. There are no controllers, no
- * scheduler and no kubelet: pods stay as they were made.
+ * scheduler and no kubelet: pods stay as they were made, but in a KubeCluster.
  */
 export class KubeApiServer implements AsyncDisposable {
   readonly url: string
   readonly certificate: NodeCertificate
+  /** With what servers beside it answer on loopback. */
+  readonly serverCertificate: NodeCertificate
+  /** What signs the tokens of service accounts. */
+  readonly accountsKeyFile: string
   /** A kubeconfig of one who may do everything. */
   readonly adminKubeconfig: string
   /** The same for the client. */
@@ -60,14 +60,16 @@ export class KubeApiServer implements AsyncDisposable {
   readonly #scratch: Scratch
   readonly #ports: Ports
   readonly #certificates: Certificates
-  #etcd: ChildProcess | undefined
-  #server: ChildProcess | undefined
+  #etcd: Daemon | undefined
+  #server: Daemon | undefined
 
   private constructor(scratch: Scratch, ports: Ports, certificates: Certificates) {
     this.#scratch = scratch
     this.#ports = ports
     this.#certificates = certificates
     this.certificate = certificates.admin
+    this.serverCertificate = certificates.server
+    this.accountsKeyFile = certificates.accounts.keyFile
     this.url = `https://127.0.0.1:${ports.api}`
     this.adminKubeconfig = join(scratch.dir, 'admin.kubeconfig')
     const { certFile, keyFile } = certificates.admin
@@ -97,7 +99,7 @@ export class KubeApiServer implements AsyncDisposable {
   /** Starts the API server again after `kill`, at the same address. */
   async start(): Promise<void> {
     const { server, accounts } = this.#certificates
-    this.#server = await this.#run('kube-apiserver', [
+    const daemon = await Daemon.start(this.#scratch, 'kube-apiserver', [
       await goProgram('kube-apiserver'),
       `--etcd-servers=https://127.0.0.1:${this.#ports.etcd}`,
       `--etcd-cafile=${server.caFile}`,
@@ -120,12 +122,13 @@ export class KubeApiServer implements AsyncDisposable {
       `--service-account-signing-key-file=${accounts.keyFile}`,
       `--service-account-key-file=${accounts.certFile}`,
     ])
-    await this.#whenReady(this.#server, 'kube-apiserver', `${this.url}/readyz`)
+    this.#server = daemon
+    await daemon.whenReady(() => this.answers(`${this.url}/readyz`))
   }
 
   /** Kills the API server; what it was told is in etcd. */
   async kill(): Promise<void> {
-    await end(this.#server)
+    await this.#server?.kill()
     this.#server = undefined
   }
 
@@ -210,10 +213,19 @@ export class KubeApiServer implements AsyncDisposable {
     return { kubeconfig, allow, revokeTokens, renewToken }
   }
 
+  /** Whether there is a success at `url`, of any server that shows the cluster's certificate. */
+  async answers(url: string): Promise<boolean> {
+    try {
+      return (await this.#fetch(url)).ok
+    } catch {
+      return false
+    }
+  }
+
   /** Kills both, and removes what they wrote. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill()
-    await end(this.#etcd)
+    await this.#etcd?.kill()
     await this.#scratch[Symbol.asyncDispose]()
   }
 
@@ -221,7 +233,7 @@ export class KubeApiServer implements AsyncDisposable {
     const { certFile, keyFile, caFile } = this.#certificates.server
     const [own, peer] = [this.#etcdUrl, `http://127.0.0.1:${this.#ports.etcdPeer}`]
     const command = SuitePrograms.unpack('trixie', 'etcd', 'etcd-server').command('usr/bin/etcd')
-    this.#etcd = await this.#run('etcd', [
+    const daemon = await Daemon.start(this.#scratch, 'etcd', [
       ...command,
       `--data-dir=${join(this.#scratch.dir, 'etcd')}`,
       `--listen-client-urls=${own}`,
@@ -237,43 +249,12 @@ export class KubeApiServer implements AsyncDisposable {
       // It is never the machine that is killed.
       '--unsafe-no-fsync',
     ])
-    await this.#whenReady(this.#etcd, 'etcd', `${own}/health`)
+    this.#etcd = daemon
+    await daemon.whenReady(() => this.answers(`${own}/health`))
   }
 
   get #etcdUrl(): string {
     return `https://127.0.0.1:${this.#ports.etcd}`
-  }
-
-  #logPath(name: string): string {
-    return join(this.#scratch.dir, `${name}.log`)
-  }
-
-  async #run(name: string, [file = '', ...args]: readonly string[]): Promise<ChildProcess> {
-    const log = openSync(this.#logPath(name), 'a')
-    const child = spawn(file, args, { stdio: ['ignore', log, log], env: {} })
-    closeSync(log)
-    await once(child, 'spawn')
-    if (child.pid !== undefined) this.#scratch.own(child.pid)
-    return child
-  }
-
-  async #whenReady(child: ChildProcess, name: string, url: string): Promise<void> {
-    const deadline = Date.now() + START_DEADLINE_MS
-    while (!(await this.#isOk(url))) {
-      if (child.exitCode !== null || child.signalCode !== null || Date.now() > deadline) {
-        const lines = readFileSync(this.#logPath(name), 'utf8').trimEnd().split('\n').slice(-10)
-        throw new Error(`${name} is not ready at ${url}\n${lines.join('\n')}`)
-      }
-      await setTimeout(50)
-    }
-  }
-
-  async #isOk(url: string): Promise<boolean> {
-    try {
-      return (await this.#fetch(url)).ok
-    } catch {
-      return false
-    }
   }
 
   /** Through etcd's JSON gateway. */
@@ -334,13 +315,6 @@ export class KubeApiServer implements AsyncDisposable {
 /** `<verb> <resource>` of everything that the rule allows in the core group. */
 function rightsOf({ verbs, resources = [] }: V1PolicyRule): string[] {
   return verbs.flatMap((verb) => resources.map((resource) => `${verb} ${resource}`))
-}
-
-async function end(child: ChildProcess | undefined): Promise<void> {
-  if (child === undefined || child.exitCode !== null || child.signalCode !== null) return
-  const exited = once(child, 'exit')
-  child.kill('SIGKILL')
-  await exited
 }
 
 /** What was written is seen by the server a moment later: it watches etcd as we watch it. */

@@ -137,6 +137,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly contentProxy?: boolean
   /** Only pods of RUNTIME_CLASS are ours. */
   readonly isPerRuntime?: boolean
+  /** Pods need not be on the host's network. */
+  readonly hasPodNetwork?: boolean
   /** Whether the runtime asks the agent before it starts a container. */
   readonly authorizes?: boolean
 }
@@ -171,6 +173,7 @@ export class LazyNode implements AsyncDisposable {
       authorizes = false,
       version = '1.6',
       isPerRuntime = false,
+      hasPodNetwork = false,
       imageService = false,
       contentProxy = false,
       credentials,
@@ -207,6 +210,7 @@ export class LazyNode implements AsyncDisposable {
         snapshotter,
         version,
         isPerRuntime,
+        hasPodNetwork,
         certsDir,
         ...(baseSpecPath !== undefined && { baseSpecPath }),
         ...(contentProxy && { contentSocket: agent.contentSocket }),

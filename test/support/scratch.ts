@@ -74,6 +74,7 @@ export class Scratch implements AsyncDisposable {
     await new ControlGroup(this.#group).end()
     for (const path of [this.run, this.dir]) unmountBelow(path)
     await removeShimSockets(this.run)
+    await removeNetworkResults(this.run)
     for (const path of [this.dir, this.run]) await rm(path, { recursive: true, force: true })
   }
 
@@ -140,5 +141,12 @@ async function removeShimSockets(run: string): Promise<void> {
   for (const path of globSync(`${run}/{state,*/state}/io.containerd.runtime.v2.task/*/*/address`)) {
     const socket = readFileSync(path, 'utf8').replace('unix://', '')
     await rm(join('/run/containerd/s', basename(socket)), { force: true })
+  }
+}
+
+/** CNI keeps what it gave to pods in one folder for all containerds, until the pod is removed. */
+async function removeNetworkResults(run: string): Promise<void> {
+  for (const path of globSync('/var/lib/cni/results/*')) {
+    if (readFileSync(path, 'utf8').includes(`${run}/`)) await rm(path, { force: true })
   }
 }

@@ -1,0 +1,50 @@
+import { freePort } from './agent.ts'
+import { Daemon } from './daemon.ts'
+import { type GoProgram, goProgram } from './go-programs.ts'
+import { KubeApiServer } from './kube-apiserver.ts'
+import type { Scratch } from './scratch.ts'
+
+/** A KubeApiServer with controllers and a scheduler: what is asked for comes to be, on the nodes that kubelets bring. */
+export class KubeCluster implements AsyncDisposable {
+  readonly api: KubeApiServer
+  readonly #opened: AsyncDisposableStack
+
+  private constructor(api: KubeApiServer, opened: AsyncDisposableStack) {
+    this.api = api
+    this.#opened = opened
+  }
+
+  /** Starts all of it, and waits until it is ready. Builds the programs if need be. */
+  static async start(scratch: Scratch): Promise<KubeCluster> {
+    await using opened = new AsyncDisposableStack()
+    const api = opened.use(await KubeApiServer.start(scratch))
+    const run = async (name: GoProgram, flags: readonly string[]): Promise<void> => {
+      const [port, { certFile, keyFile }] = [await freePort(), api.serverCertificate]
+      const daemon = opened.use(
+        await Daemon.start(scratch, name, [
+          await goProgram(name),
+          `--kubeconfig=${api.adminKubeconfig}`,
+          '--leader-elect=false',
+          '--bind-address=127.0.0.1',
+          `--secure-port=${port}`,
+          `--tls-cert-file=${certFile}`,
+          `--tls-private-key-file=${keyFile}`,
+          ...flags,
+        ]),
+      )
+      await daemon.whenReady(() => api.answers(`https://127.0.0.1:${port}/healthz`))
+    }
+    await run('kube-controller-manager', [
+      // KubeApiServer.namespace has made what that one would make.
+      '--controllers=*,-serviceaccount-controller',
+      `--root-ca-file=${api.serverCertificate.caFile}`,
+      `--service-account-private-key-file=${api.accountsKeyFile}`,
+    ])
+    await run('kube-scheduler', [])
+    return new KubeCluster(api, opened.move())
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#opened.disposeAsync()
+  }
+}
