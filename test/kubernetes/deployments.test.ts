@@ -1,9 +1,16 @@
 import { hash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
-import { AppsV1Api, CoreV1Api, type V1Pod } from '@kubernetes/client-node'
+import {
+  AppsV1Api,
+  CoreV1Api,
+  PatchStrategy,
+  setHeaderOptions,
+  type V1Pod,
+} from '@kubernetes/client-node'
 import { afterAll, beforeAll, expect, test } from 'vitest'
+import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
 import { busyboxPath } from '../support/debian-programs.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { KubeCluster } from '../support/kube-cluster.ts'
@@ -19,6 +26,7 @@ import { seeded } from '../support/seeded.ts'
 
 const NAMESPACE = 'ipdr-test'
 const NAME = 'app'
+const REPLICAS = 3
 
 /** A pod on a busy machine waits for two starts of its node's containerd client and three probes. */
 const patience = { timeout: 120_000, interval: 100 }
@@ -26,9 +34,11 @@ const patience = { timeout: 120_000, interval: 100 }
 const opened = new AsyncDisposableStack()
 let cluster: KubeCluster
 let node: LazyNode
+let kubelet: Kubelet
 let apps: AppsV1Api
 let core: CoreV1Api
-let first = ''
+/** What the Deployment is rolled to, one after the other. */
+let images: readonly [string, string, string]
 
 beforeAll(async () => {
   const scratch = opened.use(Scratch.open('kubernetes'))
@@ -36,8 +46,8 @@ beforeAll(async () => {
   node = opened.use(await LazyNode.start('kubernetes-node', { version: '2', hasPodNetwork: true }))
   const { containerd } = node
   const { api } = cluster
-  opened.use(await Kubelet.start({ scratch: node.scratch, api, containerd }))
-  first = await publish('first')
+  kubelet = opened.use(await Kubelet.start({ scratch: node.scratch, api, containerd }))
+  images = [await publish('first'), await publish('second'), await publish('third')]
   apps = api.admin.makeApiClient(AppsV1Api)
   core = api.admin.makeApiClient(CoreV1Api)
   await api.namespace(NAMESPACE)
@@ -87,11 +97,11 @@ while read -r line; do
   echo "$line" | sha256sum -c -s
   sleep 0.1
 done </sums
-echo all
+echo all >/read-all
 exec sleep infinity
 `
 
-/** Makes the Deployment, with probes that read from the image. */
+/** Makes the Deployment. Its pods are ready once they have read all of their image, and are restarted where that takes no more reads. */
 async function deploy(cid: string, replicas: number): Promise<void> {
   const labels = { app: NAME }
   const probe = (command: string[]): object => ({
@@ -115,8 +125,8 @@ async function deploy(cid: string, replicas: number): Promise<void> {
             containers: [
               {
                 name: NAME,
-                image: `ipdr.internal/${cid}`,
-                readinessProbe: probe(['cat', '/version']),
+                image: imageOf(cid),
+                readinessProbe: probe(['cat', '/read-all']),
                 livenessProbe: probe(['sha256sum', '/parts/0']),
               },
             ],
@@ -127,9 +137,35 @@ async function deploy(cid: string, replicas: number): Promise<void> {
   })
 }
 
+async function change(spec: object): Promise<void> {
+  await apps.patchNamespacedDeployment(
+    { namespace: NAMESPACE, name: NAME, body: { spec } },
+    setHeaderOptions('Content-Type', PatchStrategy.StrategicMergePatch),
+  )
+}
+
+/** How often containers were started anew, by pod, also of pods that are gone since. */
+const restarts = new Map<string, number>()
+
 async function pods(): Promise<V1Pod[]> {
   const { items } = await core.listNamespacedPod({ namespace: NAMESPACE })
+  for (const { metadata, status } of items) {
+    const counts = (status?.containerStatuses ?? []).map(({ restartCount }) => restartCount)
+    restarts.set(metadata?.name ?? '', Math.max(0, ...counts))
+  }
   return items
+}
+
+/** How many pods of the image run, ready or not. */
+async function countRunning(cid: string): Promise<number> {
+  const isRunning = ({ spec, status }: V1Pod): boolean =>
+    spec?.containers[0]?.image === imageOf(cid) &&
+    status?.containerStatuses?.[0]?.state?.running !== undefined
+  return (await pods()).filter(isRunning).length
+}
+
+function imageOf(cid: string): string {
+  return `ipdr.internal/${cid}`
 }
 
 /** Waits until exactly this many pods are there and ready, all of this image. */
@@ -143,13 +179,73 @@ async function whenRolledOut(cid: string, replicas: number): Promise<void> {
         })),
       patience,
     )
-    .toEqual(
-      Array.from({ length: replicas }, () => ({ image: `ipdr.internal/${cid}`, ready: 'True' })),
-    )
+    .toEqual(Array.from({ length: replicas }, () => ({ image: imageOf(cid), ready: 'True' })))
 }
 
-test('a Deployment that names a CID is ready', async () => {
-  await deploy(first, 2)
-  await whenRolledOut(first, 2)
+test('a Deployment that names a CID is ready, and is scaled up and down', async () => {
+  const [first] = images
+  await deploy(first, 1)
+  await whenRolledOut(first, 1)
   expect(node.layerMounts.length).toBeGreaterThan(0)
+  for (const replicas of [REPLICAS + 2, REPLICAS]) {
+    await change({ replicas })
+    await whenRolledOut(first, replicas)
+  }
+  expect([...restarts.values()].filter((count) => count > 0)).toEqual([])
+}, 300_000)
+
+const strikes = [
+  { victim: 'data worker', kill: () => node.agent.killWorker() },
+  {
+    victim: 'supervisor',
+    kill: async () => {
+      await node.agent.stop('SIGKILL')
+      await node.agent.start()
+    },
+  },
+]
+
+test.each(strikes)(
+  'is rolled to another CID while the $victim is killed again and again, and no container restarts',
+  async ({ victim, kill }) => {
+    const image = images[victim === 'data worker' ? 1 : 2]
+    await change({ template: { spec: { containers: [{ name: NAME, image: imageOf(image) }] } } })
+    // Before the image is pulled, and then whenever one more of its containers has begun to read.
+    await kill()
+    for (let running = 1; running <= REPLICAS; running++) {
+      await expect.poll(() => countRunning(image), patience).toBeGreaterThanOrEqual(running)
+      await kill()
+      // The first one was killed while bytes were missing: who took its place has to fetch.
+      if (running === 1) await expect.poll(() => node.fetchedBytes(), patience).toBeGreaterThan(0)
+    }
+    await whenRolledOut(image, REPLICAS)
+    expect([...restarts].filter(([, count]) => count > 0)).toEqual([])
+  },
+  300_000,
+)
+
+test('is deleted, and nothing is left of it', async () => {
+  await apps.deleteNamespacedDeployment({ namespace: NAMESPACE, name: NAME })
+  await expect.poll(pods, patience).toEqual([])
+  for (const cid of images) await node.cri.removeImage(imageOf(cid))
+  const { containerd } = node
+  const k8s = ['-n', 'k8s.io']
+  await expect
+    .poll(
+      async () => ({
+        layers: node.layerMounts,
+        // The first line is a heading, and the pods' own image stays.
+        snapshots: (await containerd.ctr([...k8s, 'snapshots', '--snapshotter', 'ipdr', 'ls']))
+          .trim()
+          .split('\n').length,
+        tasks: await containerd.ctr([...k8s, 'tasks', 'ls', '-q']),
+        mounts: listMounts(join(node.scratch.run, 'containerd')).map(({ target }) => target),
+        pods: readdirSync(join(kubelet.root, 'pods')),
+        volumes: listMounts(kubelet.root)
+          .map(({ target }) => target)
+          .filter((target) => target !== kubelet.root),
+      }),
+      patience,
+    )
+    .toEqual({ layers: [], snapshots: 2, tasks: '', mounts: [], pods: [], volumes: [] })
 }, 180_000)
