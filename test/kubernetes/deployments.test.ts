@@ -212,11 +212,15 @@ test.each(strikes)(
     await change({ template: { spec: { containers: [{ name: NAME, image: imageOf(image) }] } } })
     // Before the image is pulled, and then whenever one more of its containers has begun to read.
     await kill()
-    for (let running = 1; running <= REPLICAS; running++) {
-      await expect.poll(() => countRunning(image), patience).toBeGreaterThanOrEqual(running)
+    const whenRunning = (pods: number): Promise<void> =>
+      expect.poll(() => countRunning(image), patience).toBeGreaterThanOrEqual(pods)
+    await whenRunning(1)
+    await kill()
+    // It was killed while bytes were missing: who took its place has to fetch.
+    await expect.poll(() => node.fetchedBytes(), patience).toBeGreaterThan(0)
+    for (let pods = 2; pods <= REPLICAS; pods++) {
+      await whenRunning(pods)
       await kill()
-      // The first one was killed while bytes were missing: who took its place has to fetch.
-      if (running === 1) await expect.poll(() => node.fetchedBytes(), patience).toBeGreaterThan(0)
     }
     await whenRolledOut(image, REPLICAS)
     expect([...restarts].filter(([, count]) => count > 0)).toEqual([])
