@@ -30,7 +30,7 @@ test-peers: install ## run the tests with peers that Go builds first: kube-apise
 
 test-kubernetes: install ## run the tests with a whole Kubernetes on this machine, which Go builds first
 	@node test/support/remove-leftovers.ts
-	@node test/support/build-go-programs.ts kube-apiserver kube-controller-manager kube-scheduler kubelet
+	@node test/support/build-go-programs.ts kube-apiserver kube-controller-manager kube-scheduler kubelet critest nonewprivs
 	@vitest run --dir test/kubernetes --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
 
 test-faults: install ## 500 kills and other faults at random points; prints its seed, FAULT_SEED=n repeats it, about an hour

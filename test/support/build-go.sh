@@ -3,11 +3,14 @@
 # packages. Once for each state of MODULE; needs gigabytes for Go's modules and cache.
 set -eu
 
-usage='usage: build-go.sh BUILD MODULE PACKAGE [LDFLAGS]'
+usage='usage: build-go.sh BUILD MODULE PACKAGE [LDFLAGS [test]]'
 build=${1:?$usage}
 module=${2:?$usage}
 package=${3:?$usage}
 ldflags=${4:-}
+# A suite of tests is a program too.
+verb=build
+[ "${5:-}" != test ] || verb='test -c'
 mkdir -p "$build"
 build=$(cd "$build" && pwd)
 cd "$module"
@@ -33,7 +36,8 @@ if [ ! -x "$path" ]; then
     exit 1
   fi
   echo "building $program …" >&2
-  nice -n 15 go build -trimpath -buildvcs=false -ldflags "-s -w $ldflags" -o "$path.partial" "$package" 9>&- >&2
+  # shellcheck disable=SC2086 # words
+  nice -n 15 go $verb -trimpath -buildvcs=false -ldflags "-s -w $ldflags" -o "$path.partial" "$package" 9>&- >&2
   mv "$path.partial" "$path"
 fi
 echo "$path"

@@ -35,9 +35,15 @@ export class ControlGroup {
 
   /** Makes the group in every hierarchy, with all that the machine has to give: a kubelet wants that of its pods to be there. */
   make(): void {
-    const isUnified = existsSync(join(ROOT, 'cgroup.controllers'))
-    const hierarchies = isUnified ? [ROOT] : readdirSync(ROOT).map((name) => join(ROOT, name))
-    for (const hierarchy of hierarchies) makeFolder(join(hierarchy, this.path), hierarchy)
+    for (const hierarchy of hierarchies()) makeFolder(join(hierarchy, this.path), hierarchy)
+  }
+
+  /** Moves a process into the group in every hierarchy: groups whose names it does not begin with a slash are below this one. */
+  take(pid: number): void {
+    this.make()
+    for (const hierarchy of hierarchies()) {
+      writeFileSync(join(hierarchy, this.path, 'cgroup.procs'), `${pid}`)
+    }
   }
 
   /** The processes in the group and in those below it. */
@@ -77,6 +83,12 @@ function withSubfolders(folder: string): string[] {
     .filter((entry) => entry.isDirectory())
     .map((entry) => join(folder, entry.name))
   return [folder, ...subfolders.flatMap(withSubfolders)]
+}
+
+/** One in version 2, one for each controller in version 1. */
+function hierarchies(): string[] {
+  const isUnified = existsSync(join(ROOT, 'cgroup.controllers'))
+  return isUnified ? [ROOT] : readdirSync(ROOT).map((name) => join(ROOT, name))
 }
 
 function makeFolder(folder: string, hierarchy: string): void {

@@ -7,12 +7,16 @@ export type GoProgram =
   | 'kube-controller-manager'
   | 'kube-scheduler'
   | 'kubelet'
+  | 'critest'
+  | 'nonewprivs'
 
 type Source = {
   /** The folder of its Go module beside this. */
   readonly module: string
   readonly package: string
   readonly ldflags: string
+  /** It is a suite of tests. */
+  readonly isTest?: boolean
 }
 
 /** Programs of peers that no distribution packages. */
@@ -22,6 +26,13 @@ const SOURCES: Readonly<Record<GoProgram, Source>> = {
   'kube-controller-manager': ofKubernetes('kube-controller-manager'),
   'kube-scheduler': ofKubernetes('kube-scheduler'),
   kubelet: ofKubernetes('kubelet'),
+  critest: {
+    module: 'cri-tools',
+    package: 'sigs.k8s.io/cri-tools/cmd/critest',
+    ldflags: '',
+    isTest: true,
+  },
+  nonewprivs: { module: 'cri-tools', package: './nonewprivs', ldflags: '' },
 }
 
 function ofKubernetes(name: GoProgram): Source {
@@ -43,11 +54,11 @@ const BUILD_DEADLINE_MS = 3_600_000
 
 /** Builds a program, once, and resolves to its path. Rejects with CommandError that says what is lacking. */
 export async function goProgram(name: GoProgram, onLine?: (line: string) => void): Promise<string> {
-  const { module, package: packagePath, ldflags } = SOURCES[name]
+  const { module, package: packagePath, ldflags, isTest = false } = SOURCES[name]
   const places = [join(import.meta.dirname, '../../build'), join(import.meta.dirname, module)]
   const built = await runCommand(
     join(import.meta.dirname, 'build-go.sh'),
-    [...places, packagePath, ldflags],
+    [...places, packagePath, ldflags, isTest ? 'test' : 'build'],
     {
       env: process.env,
       signal: AbortSignal.timeout(BUILD_DEADLINE_MS),

@@ -37,6 +37,7 @@ export type ImageProcess = {
   readonly Cmd?: readonly string[]
   readonly Env?: readonly string[]
   readonly WorkingDir?: string
+  readonly User?: string
 }
 
 /** An OCI image layout with one image, for linux on this machine's architecture. */

@@ -8,15 +8,18 @@ import { packLayer, writeOciLayout } from './oci-layout.ts'
 
 /** The image that holds a pod's namespaces open: busybox, which sleeps. As a tar for `ctr images import`. */
 export async function buildPauseArchive(): Promise<string> {
-  const dir = await buildOnce('image-pause', ['1', busyboxPath], async (dir) => {
+  const dir = await buildOnce('image-pause', ['2', busyboxPath], async (dir) => {
     const [tree, layout] = [join(dir, 'tree'), join(dir, 'layout')]
     mkdirSync(tree)
-    // busybox acts as the program by whose name it is called.
-    copyFileSync(busyboxPath, join(tree, 'sleep'))
+    copyFileSync(busyboxPath, join(tree, 'busybox'))
     const tar = join(dir, 'layer.tar')
     await runCommand('tar', ['--create', `--file=${tar}`, '--mtime=@0', '-C', tree, '.'])
     const layers = [await packLayer(tar, 'gzip', dir)]
-    writeOciLayout(layout, { layers, process: { Entrypoint: ['/sleep', 'infinity'] }, tag: '1' })
+    writeOciLayout(layout, {
+      layers,
+      process: { Entrypoint: ['/busybox', 'sleep', 'infinity'] },
+      tag: '1',
+    })
     await runCommand('tar', ['--create', `--file=${join(dir, 'pause.tar')}`, '-C', layout, '.'])
     for (const path of [tree, layout, tar]) await rm(path, { recursive: true })
   })
