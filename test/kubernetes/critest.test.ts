@@ -16,7 +16,7 @@ const CANNOT_RUN = [
   // Wants an image whose digest is that of one in a registry far away.
   'public image with digest',
   // Our pods are alone in their networks: they cannot be reached by their addresses.
-  'Networking',
+  'should support port mapping',
   'should support portforward \\[Conformance\\]',
   'Multiple Containers .* should support network',
   // Takes /bin/ls away, which Debian's busybox has in its shell as well.
