@@ -234,6 +234,7 @@ test('is deleted, and nothing is left of it', async () => {
   for (const cid of images) await node.cri.removeImage(imageOf(cid))
   const { containerd } = node
   const k8s = ['-n', 'k8s.io']
+  // The kubelet removes once a minute what is left of pods that have ended.
   await expect
     .poll(
       async () => ({
