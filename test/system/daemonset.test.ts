@@ -269,7 +269,9 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
     await cri.removePodSandbox(first.pod)
     const hash = ['sha256sum', '/large']
     const failed = await cri.execSync(user.id, hash)
-    expect(failed).toMatchObject({ exitCode: 1, stdout: '' })
+    // It says so, or ends itself by a page of its own program.
+    expect(failed.exitCode).not.toBe(0)
+    expect(failed.stdout).toBe('')
     const second = await startAgentPod()
     await expect
       .poll(() => cri.execSync(user.id, hash), pollMs)
