@@ -10,10 +10,13 @@ import type { WriteContentRequest } from '../proto/types/containerd/services/con
 import type { ContentStore } from '../snapshotter/content-store.ts'
 import type { Log } from '../snapshotter/log.ts'
 import type { Descriptor } from '../snapshotter/oci/descriptor.ts'
-import type { ContainerdImages } from './containerd-images.ts'
+import type { ContainerdImages, NamedImage } from './containerd-images.ts'
 
 /** Between an attempt to listen to containerd and the next, in ms: as between two looks for images that it forgot. */
 const PAUSE_MS = 5_000
+
+/** How often a namespace is looked at where something went wrong. 3: containerd may be restarting. */
+const LOOKS_MAX = 3
 
 /** How long one look at a namespace may take, in ms. 60 s: thousands of layers on a busy node. */
 const LOOK_MS = 60_000
@@ -94,40 +97,66 @@ export class ContentLinks implements AsyncDisposable {
     }
   }
 
+  /** Looks at every image of a namespace, and again at what went wrong. */
   async #look(namespace: string): Promise<void> {
-    const { images, store, log } = this.#parts
+    const { signal } = this.#closing
+    for (let attempt = 0; attempt < LOOKS_MAX && !signal.aborted; attempt++) {
+      if (attempt > 0) await setTimeout(PAUSE_MS, undefined, { signal, ref: false }).catch(() => {})
+      if (await this.#linkImages(namespace)) return
+    }
+  }
+
+  /** Whether containerd knows all layers of all images of a namespace now, as far as anybody knows them. */
+  async #linkImages(namespace: string): Promise<boolean> {
+    const { images, log } = this.#parts
     const signal = AbortSignal.any([this.#closing.signal, AbortSignal.timeout(LOOK_MS)])
     using content = connect(contentContract(), this.#socketPath, {
       'containerd-namespace': namespace,
     })
+    let isDone = true
     try {
-      for (const { reference, manifestDigest, layers } of await images.imagesOf(
-        namespace,
-        signal,
-      )) {
-        const key = `${namespace} ${manifestDigest}`
+      for (const image of await images.imagesOf(namespace, signal)) {
+        const key = `${namespace} ${image.manifestDigest}`
         if (this.#linked.has(key)) continue
-        let linked = 0
-        for (const { blob } of layers) {
-          if (await isKnown(content, blob, signal)) continue
-          // Its layer may be one of ours under another name, so that containerd has not downloaded it.
-          if (!(await store.know(blob, reference))) continue
-          linked += Number(await link(content, blob, signal))
-        }
-        if (this.#linked.size >= LINKED_MAX) this.#linked.clear()
-        this.#linked.add(key)
+        const { linked, isWhole } = await this.#linkLayers(content, image, signal)
+        if (isWhole) {
+          if (this.#linked.size >= LINKED_MAX) this.#linked.clear()
+          this.#linked.add(key)
+        } else isDone = false
         if (linked === 0) continue
+        const { reference } = image
         log.info(
           { image: reference, namespace, layers: linked },
           `containerd never downloaded ${linked} layers of ${reference}, and knows them now: it reads them from where they are published`,
         )
       }
+      return isDone
     } catch (error) {
       log.debug(
         { namespace, reason: String(error) },
         'the images of a namespace cannot be looked at',
       )
+      return false
     }
+  }
+
+  /** How many layers containerd knows since, and whether none is left that it should and does not. */
+  async #linkLayers(
+    content: Content,
+    { reference, layers }: NamedImage,
+    signal: AbortSignal,
+  ): Promise<{ readonly linked: number; readonly isWhole: boolean }> {
+    let linked = 0
+    let isWhole = true
+    for (const { blob } of layers) {
+      if (await isKnown(content, blob, signal)) continue
+      // Its layer may be one of ours under another name, so that containerd has not downloaded it.
+      if (!(await this.#parts.store.know(blob, reference))) continue
+      // Garbage collection may have come between: it deletes what no namespace has yet.
+      if (await link(content, blob, signal)) linked += 1
+      else isWhole = isWhole && (await isKnown(content, blob, signal))
+    }
+    return { linked, isWhole }
   }
 
   #forget(namespace: string): void {

@@ -251,7 +251,7 @@ export class ContentStore implements Disposable {
         if (!isKnown) {
           throw new ContentError(
             'RESOURCE_EXHAUSTED',
-            `${INGESTS_MAX} uploads are not committed: delete some with 'ctr content rm' or wait for garbage collection`,
+            `${INGESTS_MAX} uploads are not committed ('ctr content active' lists them): containerd's garbage collection deletes old ones`,
           )
         }
       }
