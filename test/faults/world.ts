@@ -4,8 +4,8 @@ import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { listLoops } from '../../snapshotter/kernel/loop-device.ts'
 import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
 import { FakeClock } from '../support/fake-clock.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode, Publisher } from '../support/lazy-node.ts'
 import { makeTar, type TarPart } from '../support/make-tar.ts'
@@ -63,15 +63,7 @@ export class World implements AsyncDisposable {
     const publisher = opened.use(await Publisher.start(scratch))
     const pack = (...files: readonly TarPart[]): ReturnType<typeof packLayer> =>
       packLayer(Readable.from([makeTar(...files)]), 'gzip', join(scratch.dir, 'layers'))
-    const base = await pack(
-      { name: 'bin/', typeflag: '5', mode: 0o755 },
-      { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-      ...['echo', 'sleep', 'sha256sum', 'sh'].map((name) => ({
-        name: `bin/${name}`,
-        typeflag: '2',
-        linkName: 'busybox',
-      })),
-    )
+    const base = await pack(...busyboxFiles('echo', 'sleep', 'sha256sum', 'sh'))
     const images: FaultImage[] = []
     for (let index = 0; index < count; index++) {
       const content = randomContent(seeded(index), FILE_BYTES)

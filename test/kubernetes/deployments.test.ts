@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import {
@@ -11,7 +11,7 @@ import {
 } from '@kubernetes/client-node'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { KubeCluster } from '../support/kube-cluster.ts'
 import { Kubelet } from '../support/kubelet.ts'
@@ -66,15 +66,7 @@ async function publish(version: string): Promise<string> {
   const pack = (...files: readonly TarPart[]): ReturnType<typeof packLayer> =>
     packLayer(Readable.from([makeTar(...files)]), 'gzip', join(scratch.dir, 'layers'))
   const layers = [
-    await pack(
-      { name: 'bin/', typeflag: '5', mode: 0o755 },
-      { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-      ...['cat', 'grep', 'sh', 'sha256sum', 'sleep'].map((name) => ({
-        name: `bin/${name}`,
-        typeflag: '2',
-        linkName: 'busybox',
-      })),
-    ),
+    await pack(...busyboxFiles('cat', 'grep', 'sh', 'sha256sum', 'sleep')),
     await pack(
       { name: 'version', content: version },
       { name: 'sums', content: sums },

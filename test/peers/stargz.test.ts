@@ -1,11 +1,10 @@
 import { createHash, hash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { Containerd } from '../support/containerd.ts'
 import { Cri } from '../support/cri.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode } from '../support/lazy-node.ts'
 import { makeTar } from '../support/make-tar.ts'
@@ -36,13 +35,7 @@ beforeAll(async () => {
   registry = opened.use(await startOciRegistry(scratch))
   const node = opened.use(await LazyNode.start('stargz-source'))
   tar = makeTar(
-    { name: 'bin/', typeflag: '5', mode: 0o755 },
-    { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-    ...['cat', 'ls', 'sleep', 'sha256sum', 'sh', 'stat'].map((name) => ({
-      name: `bin/${name}`,
-      typeflag: '2',
-      linkName: 'busybox',
-    })),
+    ...busyboxFiles('cat', 'ls', 'sleep', 'sha256sum', 'sh', 'stat'),
     { name: 'owned', mode: 0o640, uid: 12, gid: 34, mtime: 1_700_000_000, content: 'mine\n' },
     { name: 'data/', typeflag: '5', mode: 0o755 },
     ...Array.from({ length: FILES }, (_, index) => ({

@@ -1,10 +1,9 @@
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { freePort } from '../support/agent.ts'
 import { makeCertificates } from '../support/cluster-certificates.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { buildDebianImage } from '../support/images/debian-image.ts'
 import { PYTHON } from '../support/images/demo-image.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
@@ -90,9 +89,7 @@ test('what one node saw a start read, another one fetches before its own start r
 async function busyboxImage(): Promise<OciLayout> {
   const scratch = opened.use(Scratch.open('cluster-image'))
   const tar = makeTar(
-    { name: 'bin/', typeflag: '5', mode: 0o755 },
-    { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-    { name: 'bin/cat', typeflag: '2', linkName: 'busybox' },
+    ...busyboxFiles('cat'),
     { name: 'large', content: randomContent(seeded(4), 2_000_000) },
     { name: 'unread', content: randomContent(seeded(5), 2_000_000) },
   )

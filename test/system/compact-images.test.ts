@@ -1,10 +1,9 @@
 import { createHash, hash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { expect, test } from 'vitest'
 import { fetchedBytes, totalBytes } from '../demo/fetched-bytes.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode } from '../support/lazy-node.ts'
 import { makeTar } from '../support/make-tar.ts'
@@ -21,13 +20,7 @@ function content(number: number): Buffer {
 test('a compact image runs before it is here: a file is read with what shares its frame, and all of it is what was pushed', async () => {
   await using node = await LazyNode.start('compact')
   const tar = makeTar(
-    { name: 'bin/', typeflag: '5', mode: 0o755 },
-    { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-    ...['cat', 'sleep', 'sha256sum', 'sh'].map((name) => ({
-      name: `bin/${name}`,
-      typeflag: '2',
-      linkName: 'busybox',
-    })),
+    ...busyboxFiles('cat', 'sleep', 'sha256sum', 'sh'),
     { name: 'first', content: 'here\n' },
     ...Array.from({ length: FILES }, (_, index) => ({
       name: `data/${index}`,

@@ -11,7 +11,7 @@ import { parseManifest } from '../../snapshotter/oci/manifest.ts'
 import { Containerd } from '../support/containerd.ts'
 import type { ContainerdVersion } from '../support/containerd-programs.ts'
 import { ContentClient, NOTHING_PUBLISHED, serveContent } from '../support/content-client.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode, Publisher } from '../support/lazy-node.ts'
 import { makeTar, type TarPart } from '../support/make-tar.ts'
@@ -48,16 +48,7 @@ async function makeLayout(scratch: Scratch, small = 'read lazily\n'): Promise<Oc
   const pack = (...files: readonly TarPart[]): ReturnType<typeof packLayer> =>
     packLayer(Readable.from([makeTar(...files)]), 'gzip', join(scratch.dir, 'layers'))
   const layers = [
-    await pack(
-      { name: 'bin/', typeflag: '5', mode: 0o755 },
-      { name: 'bin/name', content: small },
-      { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-      ...['cat', 'sleep'].map((name) => ({
-        name: `bin/${name}`,
-        typeflag: '2',
-        linkName: 'busybox',
-      })),
-    ),
+    await pack(...busyboxFiles('cat', 'sleep'), { name: 'bin/name', content: small }),
     await pack(
       { name: 'small', content: small },
       { name: 'large', content: randomContent(seeded(11), 9_000_000) },

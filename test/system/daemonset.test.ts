@@ -16,7 +16,7 @@ import {
 } from '../support/containerd.ts'
 import { ControlGroup } from '../support/control-group.ts'
 import { Cri, type Pod } from '../support/cri.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import {
   agentCapabilities,
@@ -125,13 +125,7 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
   async function publishImage(seed: number): Promise<{ name: string; large: string }> {
     const large = randomContent(seeded(seed), 24 * MiB)
     const tar = makeTar(
-      { name: 'bin/', typeflag: '5', mode: 0o755 },
-      { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-      ...['cat', 'echo', 'sh', 'sha256sum', 'sleep'].map((name) => ({
-        name: `bin/${name}`,
-        typeflag: '2' as const,
-        linkName: 'busybox',
-      })),
+      ...busyboxFiles('cat', 'echo', 'sh', 'sha256sum', 'sleep'),
       { name: 'hello', content: 'from IPFS\n' },
       { name: 'large', content: large },
     )

@@ -14,8 +14,8 @@ import {
   publishImage,
   type TestLayer,
 } from '../snapshotter/layers/published-image.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
 import { failureOf } from '../support/failure-of.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode } from '../support/lazy-node.ts'
 import { makeTar } from '../support/make-tar.ts'
@@ -34,15 +34,7 @@ const stranger = generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey
 let scratch: Scratch
 let node: LazyNode
 
-const base = makeTar(
-  { name: 'bin/', typeflag: '5', mode: 0o755 },
-  { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-  ...['cat', 'echo', 'sh', 'sleep'].map((name) => ({
-    name: `bin/${name}`,
-    typeflag: '2',
-    linkName: 'busybox',
-  })),
-)
+const base = makeTar(...busyboxFiles('cat', 'echo', 'sh', 'sleep'))
 const secret = (content: string): Buffer =>
   makeTar(
     { name: 'secret', content: Buffer.from(content) },

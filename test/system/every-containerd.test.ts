@@ -1,12 +1,12 @@
 import { hash } from 'node:crypto'
-import { readFileSync, rmSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { parseManifest } from '../../snapshotter/oci/manifest.ts'
 import { PAUSE_IMAGE, RUNTIME_CLASS } from '../support/containerd.ts'
 import type { ContainerdVersion } from '../support/containerd-programs.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode, onceServed, Publisher } from '../support/lazy-node.ts'
 import { makeTar, type TarPart } from '../support/make-tar.ts'
@@ -38,16 +38,10 @@ beforeAll(async () => {
   const pack = (...files: readonly TarPart[]): ReturnType<typeof packLayer> =>
     packLayer(Readable.from([makeTar(...files)]), 'gzip', join(scratch.dir, 'layers'))
   const layers = [
-    await pack(
-      { name: 'bin/', typeflag: '5', mode: 0o755 },
-      { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-      ...['cat', 'echo', 'sleep', 'sha256sum', 'sh'].map((name) => ({
-        name: `bin/${name}`,
-        typeflag: '2',
-        linkName: 'busybox',
-      })),
-      { name: 'hidden', content: 'below\n' },
-    ),
+    await pack(...busyboxFiles('cat', 'echo', 'sleep', 'sha256sum', 'sh'), {
+      name: 'hidden',
+      content: 'below\n',
+    }),
     await pack(
       { name: 'small', content: 'read lazily\n' },
       { name: '.wh.hidden', content: '' },

@@ -4,8 +4,8 @@ import { Readable } from 'node:stream'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { MEDIA_TYPES } from '../../snapshotter/oci/descriptor.ts'
 import { digestOf } from '../../snapshotter/oci/digest.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
 import { addIpcr, addOciLayout, blobOf } from '../support/image-layouts.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode } from '../support/lazy-node.ts'
 import { makeTar } from '../support/make-tar.ts'
@@ -23,13 +23,7 @@ let many: OciLayout
 beforeAll(async () => {
   const scratch = opened.use(Scratch.open('image-layouts'))
   node = opened.use(await LazyNode.start('layouts'))
-  const tar = makeTar(
-    { name: 'bin/', typeflag: '5', mode: 0o755 },
-    { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-    { name: 'bin/cat', typeflag: '2', linkName: 'busybox' },
-    { name: 'bin/sleep', typeflag: '2', linkName: 'busybox' },
-    { name: 'layout', content: 'read\n' },
-  )
+  const tar = makeTar(...busyboxFiles('cat', 'sleep'), { name: 'layout', content: 'read\n' })
   const layer = await packLayer(Readable.from([tar]), 'gzip', join(scratch.dir, 'layers'))
   const process = { Env: ['PATH=/bin'] }
   layout = writeOciLayout(join(scratch.dir, 'layout'), { layers: [layer], process })

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { runIpdr } from '../agent/cli/support/run-ipdr.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode, Publisher } from '../support/lazy-node.ts'
 import { makeTar, type TarPart } from '../support/make-tar.ts'
@@ -37,15 +37,7 @@ beforeAll(async () => {
   const pack = (...files: readonly TarPart[]): ReturnType<typeof packLayer> =>
     packLayer(Readable.from([makeTar(...files)]), 'gzip', join(scratch.dir, 'layers'))
   const layers = [
-    await pack(
-      { name: 'bin/', typeflag: '5', mode: 0o755 },
-      { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-      ...['cat', 'sleep', 'sha256sum'].map((name) => ({
-        name: `bin/${name}`,
-        typeflag: '2',
-        linkName: 'busybox',
-      })),
-    ),
+    await pack(...busyboxFiles('cat', 'sleep', 'sha256sum')),
     await pack({ name: 'small', content: 'by the index\n' }, { name: 'large', content: large }),
   ]
   layout = writeOciLayout(join(scratch.dir, 'layout'), { layers, process: { Env: ['PATH=/bin'] } })

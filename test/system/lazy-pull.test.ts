@@ -10,7 +10,7 @@ import {
   estargzLayer,
   type TestLayer,
 } from '../snapshotter/layers/published-image.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { buildDebianImage } from '../support/images/debian-image.ts'
 import { PYTHON } from '../support/images/demo-image.ts'
 import {
@@ -298,13 +298,7 @@ const SLEEP = ['sleep', 'infinity']
 
 /** The lowest layer of small images. */
 const BUSYBOX: readonly TarPart[] = [
-  { name: 'bin/', typeflag: '5', mode: 0o755 },
-  { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-  ...['cat', 'echo', 'ls', 'rm', 'sh', 'sha256sum', 'sleep', 'wc'].map((name) => ({
-    name: `bin/${name}`,
-    typeflag: '2',
-    linkName: 'busybox',
-  })),
+  ...busyboxFiles('cat', 'echo', 'ls', 'rm', 'sh', 'sha256sum', 'sleep', 'wc'),
 ]
 
 /** A file of one line. */

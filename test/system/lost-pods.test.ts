@@ -2,7 +2,7 @@ import { readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, expect, test } from 'vitest'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode, Publisher } from '../support/lazy-node.ts'
 import { makeTar, type TarPart } from '../support/make-tar.ts'
@@ -22,11 +22,7 @@ beforeAll(async () => {
   const pack = (...files: readonly TarPart[]): ReturnType<typeof packLayer> =>
     packLayer(Readable.from([makeTar(...files)]), 'gzip', join(scratch.dir, 'layers'))
   const layers = [
-    await pack(
-      { name: 'bin/', typeflag: '5', mode: 0o755 },
-      { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-      { name: 'bin/sleep', typeflag: '2', linkName: 'busybox' },
-    ),
+    await pack(...busyboxFiles('sleep')),
     await pack({ name: 'large', content: randomContent(seeded(31), 9_000_000) }),
   ]
   const layout = writeOciLayout(join(scratch.dir, 'layout'), {

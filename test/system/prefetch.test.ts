@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { CID } from 'multiformats/cid'
@@ -12,7 +12,8 @@ import {
   prefetchListsOf,
 } from '../../snapshotter/optimize.ts'
 import { type Ended, ended as endOf, runIpdr, startIpdr } from '../agent/cli/support/run-ipdr.ts'
-import { busyboxPath, debianPath } from '../support/debian-programs.ts'
+import { debianPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode } from '../support/lazy-node.ts'
 import { makeTar, type TarPart } from '../support/make-tar.ts'
@@ -23,15 +24,7 @@ import { seeded } from '../support/seeded.ts'
 
 const { signal } = new AbortController()
 
-const BUSYBOX: readonly TarPart[] = [
-  { name: 'bin/', typeflag: '5', mode: 0o755 },
-  { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-  ...['cat', 'echo', 'sh', 'sleep'].map((name) => ({
-    name: `bin/${name}`,
-    typeflag: '2',
-    linkName: 'busybox',
-  })),
-]
+const BUSYBOX: readonly TarPart[] = [...busyboxFiles('cat', 'echo', 'sh', 'sleep')]
 
 /** What the container does in every test: it reads two files of five, the later one first. */
 const COMMAND = ['sh', '-c', 'cat /d/4 /d/1 >/dev/null; echo started']

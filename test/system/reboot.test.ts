@@ -6,7 +6,7 @@ import { expect, onTestFinished, test, vi } from 'vitest'
 import { MNT_DETACH, UMOUNT_NOFOLLOW, umount } from '../../snapshotter/kernel/libc.ts'
 import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
 import { PAUSE_IMAGE } from '../support/containerd.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode, onceServed, Publisher } from '../support/lazy-node.ts'
 import { makeTar } from '../support/make-tar.ts'
@@ -38,18 +38,7 @@ test('after a reboot, with no network at all, an image starts that was complete'
   const scratch = opened.use(Scratch.open('reboot'))
   const publisher = await Publisher.start(scratch)
   const layer = await packLayer(
-    Readable.from([
-      makeTar(
-        { name: 'bin/', typeflag: '5', mode: 0o755 },
-        { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-        ...['sleep', 'sha256sum'].map((name) => ({
-          name: `bin/${name}`,
-          typeflag: '2',
-          linkName: 'busybox',
-        })),
-        { name: 'file', content },
-      ),
-    ]),
+    Readable.from([makeTar(...busyboxFiles('sleep', 'sha256sum'), { name: 'file', content })]),
     'gzip',
     join(scratch.dir, 'layers'),
   )

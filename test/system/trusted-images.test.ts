@@ -1,10 +1,10 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { runIpdr } from '../agent/cli/support/run-ipdr.ts'
-import { busyboxPath } from '../support/debian-programs.ts'
 import { failureOf } from '../support/failure-of.ts'
+import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode } from '../support/lazy-node.ts'
 import { makeTar } from '../support/make-tar.ts'
@@ -37,13 +37,7 @@ beforeAll(async () => {
     const words = ['--output-prefix', prefix, '--passphrase-file', password]
     await skopeo('generate-sigstore-key', ...words)
   }
-  const tar = makeTar(
-    { name: 'bin/', typeflag: '5', mode: 0o755 },
-    { name: 'bin/busybox', mode: 0o755, content: readFileSync(busyboxPath) },
-    { name: 'bin/cat', typeflag: '2', linkName: 'busybox' },
-    { name: 'bin/sleep', typeflag: '2', linkName: 'busybox' },
-    { name: 'word', content: 'signed\n' },
-  )
+  const tar = makeTar(...busyboxFiles('cat', 'sleep'), { name: 'word', content: 'signed\n' })
   const layer = await packLayer(Readable.from([tar]), 'gzip', join(scratch.dir, 'layers'))
   layout = writeOciLayout(join(scratch.dir, 'layout'), {
     layers: [layer],
