@@ -24,17 +24,24 @@ export const MOUNT_OPTIONS_MAX = 4096
 export const FSCONFIG_VALUE_MAX = 256
 
 // System call numbers from asm-generic/unistd.h: from 424 on they are the same on every architecture.
+const SYS_OPEN_TREE = 428
 const SYS_MOVE_MOUNT = 429
 const SYS_FSOPEN = 430
 const SYS_FSCONFIG = 431
 const SYS_FSMOUNT = 432
 const SYS_PIDFD_OPEN = 434
 const SYS_PIDFD_GETFD = 438
+const SYS_MOUNT_SETATTR = 442
 
 // linux/mount.h
 const FSOPEN_CLOEXEC = 1
 const FSMOUNT_CLOEXEC = 1
 const MOUNT_ATTR_RDONLY = 1
+const MOUNT_ATTR_IDMAP = 0x10_0000
+const OPEN_TREE_CLONE = 1
+/** Of asm-generic/fcntl.h and linux/fcntl.h. */
+const O_CLOEXEC = 0o2_000_000
+const AT_EMPTY_PATH = 0x1000
 const MOVE_MOUNT_F_EMPTY_PATH = 4
 const FSCONFIG_SET_FLAG = 0
 const FSCONFIG_SET_STRING = 1
@@ -91,6 +98,17 @@ type Libc = {
       flags: number,
     ) => number
   >
+  openTree: KoffiFunc<(number: number, fromFd: number, path: string, flags: number) => number>
+  mountSetattr: KoffiFunc<
+    (
+      number: number,
+      fd: number,
+      path: string,
+      flags: number,
+      attributes: BigUint64Array,
+      bytes: number,
+    ) => number
+  >
   socket: KoffiFunc<(family: number, type: number, protocol: number) => number>
   sendto: KoffiFunc<
     (
@@ -137,6 +155,12 @@ function libc(): Libc {
     moveMount: library.func(
       'long syscall(long number, long fromFd, const char *fromPath, long toFd, const char *toPath, long flags)',
     ) as Libc['moveMount'],
+    openTree: library.func(
+      'long syscall(long number, long fromFd, const char *path, long flags)',
+    ) as Libc['openTree'],
+    mountSetattr: library.func(
+      'long syscall(long number, long fd, const char *path, long flags, const uint64_t *attributes, size_t bytes)',
+    ) as Libc['mountSetattr'],
     socket: library.func('int socket(int family, int type, int protocol)') as Libc['socket'],
     sendto: library.func(
       'int64_t sendto(int fd, const uint8_t *bytes, size_t length, int flags, const uint8_t *address, uint32_t addressLength)',
@@ -254,6 +278,36 @@ export function moveMount(detached: number, target: string): void {
     libc().moveMount(SYS_MOVE_MOUNT, detached, '', AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH),
     `move_mount to ${target}`,
     target,
+  )
+}
+
+/**
+ * A copy of the mount at `path`, without what is mounted below it, that is nowhere in the tree: open_tree(2). Give it to `moveMount`, and
+ * close it. Throws KernelError.
+ */
+export function copyMount(path: string): number {
+  const flags = OPEN_TREE_CLONE | O_CLOEXEC
+  return checked(libc().openTree(SYS_OPEN_TREE, AT_FDCWD, path, flags), `open_tree ${path}`, path)
+}
+
+/** Makes a copied mount read-only, with owners shifted by the user namespace of that descriptor: mount_setattr(2). Throws KernelError. */
+export function shiftMount(detached: number, userNamespace: number): void {
+  const attributes = BigUint64Array.of(
+    BigInt(MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY),
+    0n,
+    0n,
+    BigInt(userNamespace),
+  )
+  checked(
+    libc().mountSetattr(
+      SYS_MOUNT_SETATTR,
+      detached,
+      '',
+      AT_EMPTY_PATH,
+      attributes,
+      attributes.byteLength,
+    ),
+    `mount_setattr of descriptor ${detached}`,
   )
 }
 

@@ -1,6 +1,7 @@
 import { chmod, chown, mkdir, readdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { SnapshotError } from '../errors.ts'
+import type { IdMapping } from './id-mapping.ts'
 
 /** In an overlay option these end a path or its escape. */
 const NOT_IN_OVERLAY_OPTIONS = /[:,\\]/
@@ -46,9 +47,10 @@ export class SnapshotDirectories {
     if (kind === 'active') await mkdir(this.work(id), { recursive: true, mode: 0o711 })
   }
 
-  /** Gives the content of `id` the owner and mode of `parent`: overlay shows the upper directory's as the root's. */
-  async adoptRoot(id: number, parent: string): Promise<void> {
-    const { uid, gid, mode } = await stat(parent)
+  /** Gives the content of `id` the owner and mode of `parent`, shifted by `ids`: overlay shows the upper directory's as the root's. */
+  async adoptRoot(id: number, parent: string, ids?: IdMapping): Promise<void> {
+    const { mode, ...inside } = await stat(parent)
+    const { uid, gid } = ids?.toHost(inside) ?? inside
     await chown(this.content(id), uid, gid)
     await chmod(this.content(id), mode & 0o7777)
   }

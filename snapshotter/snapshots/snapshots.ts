@@ -7,6 +7,7 @@ import { unlessAborted } from '../unless-aborted.ts'
 import { wallClock } from './clock.ts'
 import { SnapshotDirectories } from './directories.ts'
 import { diskUsage } from './disk-usage.ts'
+import { IdMapping } from './id-mapping.ts'
 import type { ClaimedLayer, ClaimRequest, LazyLayers, RecalledLayer } from './lazy-layers.ts'
 import {
   type ChainLink,
@@ -17,6 +18,7 @@ import {
   type Usage,
 } from './metastore.ts'
 import { type Mount, readOnlyMount, writableMount } from './mounts.ts'
+import { ShiftedMounts } from './shifted-mounts.ts'
 
 export type { Labels } from '../containerd/labels.ts'
 export type { Kind, SnapshotInfo, Usage } from './metastore.ts'
@@ -66,6 +68,7 @@ const PAGE_SNAPSHOTS = 100
 export class Snapshots implements AsyncDisposable {
   readonly #metastore: Metastore
   readonly #directories: SnapshotDirectories
+  readonly #shifted: ShiftedMounts
   readonly #layers: LazyLayers
   readonly #log: Pick<Log, 'warn'>
   /** IDs whose directories are made and whose rows are not yet: no garbage. */
@@ -79,11 +82,12 @@ export class Snapshots implements AsyncDisposable {
   #lost: ReadonlySet<number> = new Set()
 
   private constructor(
-    parts: { metastore: Metastore; directories: SnapshotDirectories },
+    parts: { metastore: Metastore; directories: SnapshotDirectories; shifted: ShiftedMounts },
     { layers, log }: { layers: LazyLayers; log: Pick<Log, 'warn'> },
   ) {
     this.#metastore = parts.metastore
     this.#directories = parts.directories
+    this.#shifted = parts.shifted
     this.#layers = layers
     this.#log = log
   }
@@ -99,7 +103,8 @@ export class Snapshots implements AsyncDisposable {
   ): Promise<Snapshots> {
     const directories = await SnapshotDirectories.open(join(root, 'snapshots'))
     const metastore = new Metastore(join(root, 'snapshots.db'), { clock: wallClock })
-    const snapshots = new Snapshots({ metastore, directories }, collaborators)
+    const shifted = await ShiftedMounts.open(join(root, 'i'))
+    const snapshots = new Snapshots({ metastore, directories, shifted }, collaborators)
     try {
       await snapshots.#recover()
     } catch (error) {
@@ -135,7 +140,7 @@ export class Snapshots implements AsyncDisposable {
       )
     }
     const lowerDirs = await this.#lowerDirs(record.parentId, signal)
-    return [this.#mountOf(record, lowerDirs)]
+    return [this.#mountOf(record, await this.#shiftedDirs(record, lowerDirs))]
   }
 
   /**
@@ -157,7 +162,7 @@ export class Snapshots implements AsyncDisposable {
    */
   remove(key: string): void {
     const { id, layer, layerReleased } = this.#metastore.remove(key)
-    this.#background(`deleting the directory of snapshot ${key}`, this.#directories.remove(id))
+    this.#background(`deleting the directory of snapshot ${key}`, this.#removeDirectory(id))
     if (layer !== undefined && layerReleased) {
       this.#background(`releasing layer ${layer} of snapshot ${key}`, this.#layers.released(layer))
     }
@@ -366,6 +371,8 @@ export class Snapshots implements AsyncDisposable {
     if (this.#metastore.find(snapshot.key) !== undefined) {
       throw new SnapshotError('ALREADY_EXISTS', `snapshot ${snapshot.key} already exists`)
     }
+    // Refused before anything is made.
+    IdMapping.of(snapshot.labels)
     await this.#restoreIfLost(snapshot.parent, signal)
     const id = this.#metastore.reserveId()
     this.#beingMade.add(id)
@@ -375,12 +382,14 @@ export class Snapshots implements AsyncDisposable {
       created = this.#metastore.create({ id, kind, ...snapshot })
       const lowerDirs = await this.#lowerDirs(created.parentId, signal)
       const [top] = lowerDirs
-      if (kind === 'active' && top !== undefined) await this.#directories.adoptRoot(id, top)
-      return [this.#mountOf(created, lowerDirs)]
+      if (kind === 'active' && top !== undefined) {
+        await this.#directories.adoptRoot(id, top, IdMapping.of(created.labels))
+      }
+      return [this.#mountOf(created, await this.#shiftedDirs(created, lowerDirs))]
     } catch (error) {
       // Else the key would be taken when containerd tries again.
       if (created !== undefined && this.#metastore.hasId(id)) this.#metastore.remove(created.name)
-      this.#background(`deleting the directory of snapshot ${id}`, this.#directories.remove(id))
+      this.#background(`deleting the directory of snapshot ${id}`, this.#removeDirectory(id))
       throw error
     } finally {
       this.#beingMade.delete(id)
@@ -391,6 +400,20 @@ export class Snapshots implements AsyncDisposable {
     const content = this.#directories.content(id)
     if (kind === 'view') return readOnlyMount(lowerDirs.length === 0 ? [content] : lowerDirs)
     return writableMount({ upperDir: content, workDir: this.#directories.work(id) }, lowerDirs)
+  }
+
+  /** With the owners that a container sees who is in a user namespace. */
+  async #shiftedDirs(
+    { id, labels }: SnapshotRecord,
+    lowerDirs: readonly string[],
+  ): Promise<readonly string[]> {
+    const ids = IdMapping.of(labels)
+    return ids === undefined ? lowerDirs : this.#shifted.of(id, lowerDirs, ids)
+  }
+
+  async #removeDirectory(id: number): Promise<void> {
+    await this.#shifted.release(id)
+    await this.#directories.remove(id)
   }
 
   /** The directories of the snapshot `topId` and its parents, topmost first; lazy layers are mounted. */
@@ -433,6 +456,9 @@ export class Snapshots implements AsyncDisposable {
 
   /** Begins to delete the directories that no snapshot has. */
   async #deleteOrphans(): Promise<void> {
+    for (const id of await this.#shifted.ids()) {
+      if (!this.#beingMade.has(id) && !this.#metastore.hasId(id)) await this.#shifted.release(id)
+    }
     for (const name of await this.#directories.names()) {
       const id = Number(name)
       if (this.#beingMade.has(id) || (Number.isSafeInteger(id) && this.#metastore.hasId(id)))

@@ -39,6 +39,8 @@ export type ContainerdOptions = {
 }
 
 export type RunOptions = CommandOptions & {
+  /** A network namespace of its own, with nothing in it; by default the machine's network. */
+  readonly isolated?: boolean
   /** More flags of `ctr run`. */
   readonly flags?: readonly string[]
 }
@@ -141,7 +143,8 @@ export class Containerd implements AsyncDisposable {
 
   /** Runs a container of an image that is here, waits for its end, and gives back its standard output. */
   async run(reference: string, argv: readonly string[], options: RunOptions = {}): Promise<string> {
-    const { flags = [], ...command } = options
+    const { flags = [], isolated = false, ...command } = options
+    const network = isolated ? [] : ['--net-host']
     const id = `c${this.#containers++}`
     const places = [
       '--cgroup',
@@ -151,7 +154,7 @@ export class Containerd implements AsyncDisposable {
     ]
     const fifos = ['--fifo-dir', join(this.#scratch.run, 'fifo')]
     return await this.ctr(
-      ['run', '--rm', '--net-host', ...places, ...fifos, ...flags, reference, id, ...argv],
+      ['run', '--rm', ...network, ...places, ...fifos, ...flags, reference, id, ...argv],
       command,
     )
   }

@@ -294,6 +294,8 @@ const CAPABILITIES: Readonly<Record<number, string>> = {
   1: 'CAP_DAC_OVERRIDE',
   3: 'CAP_FOWNER',
   4: 'CAP_FSETID',
+  6: 'CAP_SETGID',
+  7: 'CAP_SETUID',
   19: 'CAP_SYS_PTRACE',
   21: 'CAP_SYS_ADMIN',
 }
