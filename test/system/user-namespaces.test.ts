@@ -18,6 +18,10 @@ import { SnapshotsClient } from '../support/snapshots-client.ts'
 // Containers in user namespaces, whose root is another user of the node: what lies below is mounted once more for each with shifted owners. By ctr: CRI wants a runc that Debian bookworm does not have.
 
 const HOST_ROOT = 100_000
+
+/** containerd removes a container's snapshot behind its back, and a killed worker is back after some seconds. */
+const patience = { timeout: 30_000 }
+
 const opened = new AsyncDisposableStack()
 let publisher: Publisher
 let image = ''
@@ -110,19 +114,19 @@ describe.each(['1.7', '2'] as const)('containerd %s', (version) => {
     expect(mount?.options.join()).not.toContain('map=')
     const shifted = (): string[] =>
       listMounts(join(node.agent.root, 'i')).map(({ target }) => target)
-    await expect.poll(shifted).toHaveLength(2)
+    await expect.poll(shifted, patience).toHaveLength(2)
     const [lower = ''] = shifted().toReversed()
     expect(lstatSync(join(lower, 'bin')).uid).toBe(HOST_ROOT)
     const [view] = await client.view('mapped-view', top, labels)
     expect(view?.type).toBe('overlay')
     expect(shifted()).toHaveLength(4)
     await node.agent.killWorker()
-    await expect.poll(() => client.mounts('mapped')).toEqual([mount])
+    await expect.poll(() => client.mounts('mapped'), patience).toEqual([mount])
     const wrong = { ...labels, 'containerd.io/snapshot/uidmapping': 'all' }
     await expect(client.prepare('wrong', top, wrong)).rejects.toMatchObject({
       code: status.INVALID_ARGUMENT,
     })
     for (const key of ['mapped', 'mapped-view']) await client.remove(key)
-    await expect.poll(shifted).toEqual([])
+    await expect.poll(shifted, patience).toEqual([])
   })
 })

@@ -27,6 +27,7 @@ test('a mounted image is read-only, listed as EROFS, and reads ahead as far as a
       type: 'erofs',
       source: expect.any(String) as string,
       device: expect.any(String) as string,
+      options: expect.stringMatching(/^ro,/) as string,
     },
   ])
   const image = scratch.file(imageOf(root, [layer]).bytes)
