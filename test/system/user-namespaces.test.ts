@@ -1,11 +1,6 @@
-import { lstatSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
-import { status } from '@grpc/grpc-js'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { connect } from '../../proto/client.ts'
-import { snapshotsContract } from '../../proto/load.ts'
-import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
 import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { LazyNode, Publisher } from '../support/lazy-node.ts'
@@ -13,14 +8,10 @@ import { makeTar, type TarPart } from '../support/make-tar.ts'
 import { randomContent } from '../support/random-tree-tar.ts'
 import { Scratch } from '../support/scratch.ts'
 import { seeded } from '../support/seeded.ts'
-import { SnapshotsClient } from '../support/snapshots-client.ts'
 
 // Containers in user namespaces, whose root is another user of the node: what lies below is mounted once more for each with shifted owners. By ctr: CRI wants a runc that Debian bookworm does not have.
 
 const HOST_ROOT = 100_000
-
-/** containerd removes a container's snapshot behind its back, and a killed worker is back after some seconds. */
-const patience = { timeout: 30_000 }
 
 const opened = new AsyncDisposableStack()
 let publisher: Publisher
@@ -92,41 +83,5 @@ describe.each(['1.7', '2'] as const)('containerd %s', (version) => {
     // 1.7 downloads and unpacks what ctr pulls.
     const bytesMax = version === '2' ? 6_000_000 : Number.POSITIVE_INFINITY
     expect(await node.fetchedBytes()).toBeLessThan(bytesMax)
-  })
-
-  test('its snapshot belongs to its user of the node, and a mapping that is none is refused', async () => {
-    using service = connect(snapshotsContract(), node.agent.snapshotterSocket)
-    const client = new SnapshotsClient(service.calls)
-    const mapping = `0:${HOST_ROOT}:65536`
-    const labels = {
-      'containerd.io/snapshot/uidmapping': mapping,
-      'containerd.io/snapshot/gidmapping': mapping,
-    }
-    const layers: { name: string; parent: string }[] = []
-    for await (const { name, parent } of client.walk('kind==committed'))
-      layers.push({ name, parent })
-    // The pods' own image has one layer, ours two.
-    const top = layers.find(({ parent }) => parent !== '')?.name ?? ''
-    const [mount] = await client.prepare('mapped', top, labels)
-    const upper = mount?.options.find((option) => option.startsWith('upperdir='))?.slice(9) ?? ''
-    expect(statSync(upper)).toMatchObject({ uid: HOST_ROOT, gid: HOST_ROOT })
-    // Plain mounts: containerd need not know how to shift.
-    expect(mount?.options.join()).not.toContain('map=')
-    const shifted = (): string[] =>
-      listMounts(join(node.agent.root, 'i')).map(({ target }) => target)
-    await expect.poll(shifted, patience).toHaveLength(2)
-    const [lower = ''] = shifted().toReversed()
-    expect(lstatSync(join(lower, 'bin')).uid).toBe(HOST_ROOT)
-    const [view] = await client.view('mapped-view', top, labels)
-    expect(view?.type).toBe('overlay')
-    expect(shifted()).toHaveLength(4)
-    await node.agent.killWorker()
-    await expect.poll(() => client.mounts('mapped'), patience).toEqual([mount])
-    const wrong = { ...labels, 'containerd.io/snapshot/uidmapping': 'all' }
-    await expect(client.prepare('wrong', top, wrong)).rejects.toMatchObject({
-      code: status.INVALID_ARGUMENT,
-    })
-    for (const key of ['mapped', 'mapped-view']) await client.remove(key)
-    await expect.poll(shifted, patience).toEqual([])
   })
 })

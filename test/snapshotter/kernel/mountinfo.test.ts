@@ -6,7 +6,7 @@ import { mountFileSystem } from '../../../snapshotter/kernel/mount-file-system.t
 import { isMounted, listMounts, parseMountinfo } from '../../../snapshotter/kernel/mountinfo.ts'
 import { Scratch } from '../erofs/mounted-image.ts'
 
-test('targets and sources are read with their escapes and any number of optional fields', () => {
+test('targets, sources and options are read with their escapes and any number of optional fields', () => {
   const text = [
     '36 35 98:0 /mnt1 /with\\040space/tab\\011/back\\134slash rw,noatime master:1 - ext3 /dev/root rw,errors=continue',
     '37 35 0:44 / /two rw shared:5 master:1 propagate_from:2 - fuse.layers a\\040source rw',
@@ -14,9 +14,15 @@ test('targets and sources are read with their escapes and any number of optional
     '',
   ].join('\n')
   expect(parseMountinfo(text)).toEqual([
-    { target: '/with space/tab\t/back\\slash', type: 'ext3', source: '/dev/root', device: '98:0' },
-    { target: '/two', type: 'fuse.layers', source: 'a source', device: '0:44' },
-    { target: '/none', type: 'erofs', source: '/images/layer', device: '0:45' },
+    {
+      target: '/with space/tab\t/back\\slash',
+      type: 'ext3',
+      source: '/dev/root',
+      device: '98:0',
+      options: 'rw,errors=continue',
+    },
+    { target: '/two', type: 'fuse.layers', source: 'a source', device: '0:44', options: 'rw' },
+    { target: '/none', type: 'erofs', source: '/images/layer', device: '0:45', options: 'ro' },
   ])
 })
 

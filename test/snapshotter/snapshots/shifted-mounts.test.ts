@@ -1,6 +1,7 @@
 import { lstatSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { status } from '@grpc/grpc-js'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { listMounts } from '../../../snapshotter/kernel/mountinfo.ts'
 import { IdMapping } from '../../../snapshotter/snapshots/id-mapping.ts'
@@ -8,6 +9,7 @@ import { ShiftedMounts } from '../../../snapshotter/snapshots/shifted-mounts.ts'
 import { Snapshots } from '../../../snapshotter/snapshots/snapshots.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { noLazyLayers } from '../../support/no-lazy-layers.ts'
+import { serveSnapshots } from '../../support/snapshots-client.ts'
 
 let dir = ''
 let root = ''
@@ -77,4 +79,46 @@ test('those of snapshots that a killed agent had not yet written down are gone o
   await snapshots.cleanup()
   expect(mounts()).toEqual([])
   expect(readFileSync(join(lower, 'file'), 'utf8')).toBe('content')
+})
+
+test('a snapshot for a user namespace stands on them, belongs to its root, and keeps them over a restart', async () => {
+  const labels = {
+    'containerd.io/snapshot/uidmapping': '0:100000:65536',
+    'containerd.io/snapshot/gidmapping': '0:200000:65536',
+  }
+  const prepared = await (async () => {
+    await using served = await serveSnapshots(dir)
+    const { client } = served
+    for (const [key, parent] of [
+      ['one', ''],
+      ['two', 'one'],
+    ] as const) {
+      await client.prepare(`extract ${key}`, parent)
+      await client.commit(key, `extract ${key}`)
+    }
+    const [mount] = await client.prepare('mapped', 'two', labels)
+    const [view] = await client.view('view', 'two', labels)
+    expect(view?.options).toEqual(
+      expect.arrayContaining([expect.stringMatching(`^lowerdir=${root}/`)]),
+    )
+    const wrong = { ...labels, 'containerd.io/snapshot/uidmapping': 'all' }
+    await expect(client.prepare('wrong', 'two', wrong)).rejects.toMatchObject({
+      code: status.INVALID_ARGUMENT,
+    })
+    return mount
+  })()
+  // Plain mounts: containerd need not know how to shift.
+  expect(prepared?.options.join()).not.toContain('map=')
+  expect(prepared?.options).toEqual(
+    expect.arrayContaining([expect.stringMatching(`^lowerdir=${root}/`)]),
+  )
+  const upper = prepared?.options.find((option) => option.startsWith('upperdir='))?.slice(9) ?? ''
+  expect(lstatSync(upper)).toMatchObject({ uid: 100_000, gid: 200_000 })
+  expect(mounts()).toHaveLength(4)
+  await using served = await serveSnapshots(dir)
+  const { client } = served
+  expect(await client.mounts('mapped')).toEqual([prepared])
+  for (const key of ['mapped', 'view']) await client.remove(key)
+  await client.cleanup()
+  expect(mounts()).toEqual([])
 })
