@@ -188,28 +188,17 @@ export class GrpcServer implements AsyncDisposable {
     for (const [name, { path, requestStream, responseStream }] of Object.entries(definition)) {
       const method = methods[name]
       if (method === undefined) continue // grpc-js answers UNIMPLEMENTED.
-      if (requestStream) {
-        const exchanging = method as ExchangeMethod
-        handlers[name] = (call: ExchangeCall) => {
+      if (responseStream) {
+        handlers[name] = (call: StreamCall | ExchangeCall) => {
           this.#run(
             path,
             call,
             (signal) => {
-              const { metadata } = call
-              return sendAll(call, exchanging(received(call, signal), { signal, metadata }), signal)
-            },
-            (failure) => call.emit('error', failure),
-          )
-        }
-      } else if (responseStream) {
-        const streaming = method as StreamMethod
-        handlers[name] = (call: StreamCall) => {
-          this.#run(
-            path,
-            call,
-            (signal) => {
-              const { metadata } = call
-              return sendAll(call, streaming(call.request, { signal, metadata }), signal)
+              const told = { signal, metadata: call.metadata }
+              const answers = requestStream
+                ? (method as ExchangeMethod)(received(call as ExchangeCall, signal), told)
+                : (method as StreamMethod)((call as StreamCall).request, told)
+              return sendAll(call, answers, signal)
             },
             (failure) => call.emit('error', failure),
           )

@@ -2,23 +2,16 @@ import { chmod, type FileHandle, link, mkdir, open, opendir, rm, stat } from 'no
 import { join } from 'node:path'
 import type { LayerBlob } from './blobs/layer-blob.ts'
 import { syncDirectory } from './blobs/layer-file.ts'
-import type { FieldOf } from './containerd/filters.ts'
-import { parseFilters } from './containerd/filters.ts'
+import { type FieldOf, parseFilters } from './containerd/filters.ts'
 import { checkLabels, type Labels, updatedLabels } from './containerd/labels.ts'
 import { type BlobRecord, BlobRecords } from './content/blob-records.ts'
-import {
-  Ingest,
-  type IngestOptions,
-  type IngestStatus,
-  ingestDir,
-  ingestDirs,
-  readIngest,
-} from './content/ingest.ts'
+import { Ingest, type IngestStatus, ingestDir, ingestDirs, readIngest } from './content/ingest.ts'
 import { RemoteBlobReader } from './content/remote-blob-reader.ts'
 import { ContentError } from './errors.ts'
 import { wallClockNs } from './kernel/libc.ts'
 import type { Log } from './log.ts'
 import { DIGEST_ALGORITHMS, type Digest, isDigest, parseDigest } from './oci/digest.ts'
+import { orUndefinedIfGone } from './or-undefined-if-gone.ts'
 import type { PublishedBlobs } from './published-blobs.ts'
 
 export type { IngestStatus } from './content/ingest.ts'
@@ -70,7 +63,7 @@ export class ContentStore implements Disposable {
     this.#onRead = onRead ?? (() => {})
   }
 
-  /** Opens what is there. Rejects as `BlobRecords`, and with ContentError UNAVAILABLE if another process writes to `root`. */
+  /** Opens what is there. Throws as `BlobRecords`. */
   static async open(
     config: ContentStoreConfig,
     collaborators: Collaborators,
@@ -124,10 +117,7 @@ export class ContentStore implements Disposable {
     if ((await this.#find(digest)) !== undefined) return true
     const published = this.#published.inRegistry({ ...blob, digest }, image)
     if (published === undefined) return false
-    const now = wallClockNs()
-    const { size } = blob
-    const labels: Labels = new Map()
-    this.#note({ digest, size, createdNs: now, updatedNs: now, labels, published })
+    this.#note(newRecord({ digest, size: blob.size, published }))
     return true
   }
 
@@ -148,7 +138,7 @@ export class ContentStore implements Disposable {
   /** Forgets a blob, and deletes its bytes if they are here. Rejects as `info`. */
   async delete(digest: string): Promise<void> {
     const path = this.#blobPath(checked(digest))
-    const wasHere = await removed(path)
+    const wasHere = (await orUndefinedIfGone(rm(path).then(() => true))) === true
     // After its bytes: what is left of a blob without a record is still one.
     const wasNoted = this.#records.delete(digest as Digest)
     if (!wasHere && !wasNoted) throw notFound(digest)
@@ -163,7 +153,7 @@ export class ContentStore implements Disposable {
     signal: AbortSignal,
   ): AsyncGenerator<Uint8Array, void> {
     const digest = checked(request.digest)
-    const file = await openIfThere(this.#blobPath(digest))
+    const file = await orUndefinedIfGone(open(this.#blobPath(digest), 'r'))
     if (file !== undefined) {
       await using _closed = file
       for await (const piece of storedPieces(file, { ...request, digest })) {
@@ -177,8 +167,8 @@ export class ContentStore implements Disposable {
     const start = request.offset
     if (start > size) throw outOfRange({ digest, size, offset: start })
     const end = request.size > 0 ? Math.min(start + request.size, size) : size
-    const open = (): LayerBlob => this.#published.open(published)
-    for await (const piece of this.#remote.read(digest, open, { start, end }, signal)) {
+    const openBlob = (): LayerBlob => this.#published.open(published)
+    for await (const piece of this.#remote.read(digest, openBlob, { start, end }, signal)) {
       this.#onRead('published', piece.length)
       yield piece
     }
@@ -255,8 +245,7 @@ export class ContentStore implements Disposable {
           )
         }
       }
-      const ingestOptions: IngestOptions = { ref, total, expected }
-      const ingest = await Ingest.open(dir, ingestOptions)
+      const ingest = await Ingest.open(dir, { ref, total, expected })
       this.#writing.set(ref, ingest)
       return new BlobWriter(ingest, {
         commit: (said) => this.#commit(ingest, said),
@@ -282,16 +271,8 @@ export class ContentStore implements Disposable {
       await this.#drop(ingest)
       throw alreadyExists(digest)
     }
-    const now = wallClockNs()
     // Before the blob is there: a record without one is forgotten at the next start.
-    this.#records.put({
-      digest,
-      size: ingest.status.offset,
-      createdNs: now,
-      updatedNs: now,
-      labels,
-      published: undefined,
-    })
+    this.#records.put(newRecord({ digest, size: ingest.status.offset, labels }))
     await chmod(dataPath, 0o444)
     const folder = join(path, '..')
     await mkdir(folder, { recursive: true })
@@ -319,20 +300,11 @@ export class ContentStore implements Disposable {
     if (stored !== undefined) return stored
     if (record?.published !== undefined) return record
     const found = await this.#published.find(digest)
-    if (found === undefined) return undefined
-    const now = wallClockNs()
-    return {
-      digest,
-      size: found.size,
-      createdNs: now,
-      updatedNs: now,
-      labels: new Map(),
-      published: found.bytes,
-    }
+    return found && newRecord({ digest, size: found.size, published: found.bytes })
   }
 
   async #onDisk(digest: Digest, record: BlobRecord | undefined): Promise<BlobRecord | undefined> {
-    const file = await statIfThere(this.#blobPath(digest))
+    const file = await orUndefinedIfGone(stat(this.#blobPath(digest), { bigint: true }))
     if (file === undefined) return undefined
     const { size, mtimeNs } = file
     const { createdNs = mtimeNs, updatedNs = mtimeNs, labels = new Map() } = record ?? {}
@@ -346,7 +318,7 @@ export class ContentStore implements Disposable {
   async *#all(): AsyncGenerator<BlobRecord, void> {
     for (const algorithm of Object.keys(DIGEST_ALGORITHMS)) {
       const dir = join(this.#root, 'blobs', algorithm)
-      if ((await statIfThere(dir)) === undefined) continue
+      if ((await orUndefinedIfGone(stat(dir))) === undefined) continue
       for await (const { name } of await opendir(dir)) {
         const digest = `${algorithm}:${name}`
         if (!isDigest(digest)) continue
@@ -354,33 +326,19 @@ export class ContentStore implements Disposable {
         if (stored !== undefined) yield stored
       }
     }
-    let after = ''
-    for (;;) {
-      const page = this.#records.page(after, PAGE_BLOBS)
-      for (const record of page) {
-        if (record.published === undefined) continue
-        if (!(await isFile(this.#blobPath(record.digest)))) yield record
-      }
-      const last = page.at(-1)
-      if (last === undefined) return
-      after = last.digest
+    for (const record of this.#records.all()) {
+      if (record.published === undefined) continue
+      if (!(await isFile(this.#blobPath(record.digest)))) yield record
     }
   }
 
   /** Records of blobs that were about to be there when a process was killed. */
   async #forgetUnwritten(log: Collaborators['log']): Promise<void> {
-    let after = ''
     let forgotten = 0
-    for (;;) {
-      const page = this.#records.page(after, PAGE_BLOBS)
-      for (const { digest, published } of page) {
-        if (published !== undefined || (await isFile(this.#blobPath(digest)))) continue
-        this.#records.delete(digest)
-        forgotten += 1
-      }
-      const last = page.at(-1)
-      if (last === undefined) break
-      after = last.digest
+    for (const { digest, published } of this.#records.all()) {
+      if (published !== undefined || (await isFile(this.#blobPath(digest)))) continue
+      this.#records.delete(digest)
+      forgotten += 1
     }
     if (forgotten > 0) log.info({ blobs: forgotten }, 'forgot blobs that were never written whole')
   }
@@ -495,39 +453,24 @@ function checked(digest: string): Digest {
   return digest as Digest
 }
 
-async function statIfThere(
-  path: string,
-): Promise<{ readonly size: bigint; readonly mtimeNs: bigint } | undefined> {
-  try {
-    return await stat(path, { bigint: true })
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
-    throw error
-  }
+/** Of a blob that is first heard of now. */
+function newRecord({
+  digest,
+  size,
+  labels = new Map(),
+  published,
+}: {
+  readonly digest: Digest
+  readonly size: number
+  readonly labels?: Labels
+  readonly published?: Uint8Array
+}): BlobRecord {
+  const now = wallClockNs()
+  return { digest, size, createdNs: now, updatedNs: now, labels, published }
 }
 
 async function isFile(path: string): Promise<boolean> {
-  return (await statIfThere(path)) !== undefined
-}
-
-/** Whether there was one. */
-async function removed(path: string): Promise<boolean> {
-  try {
-    await rm(path)
-    return true
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return false
-    throw error
-  }
-}
-
-async function openIfThere(path: string): Promise<FileHandle | undefined> {
-  try {
-    return await open(path, 'r')
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
-    throw error
-  }
+  return (await orUndefinedIfGone(stat(path))) !== undefined
 }
 
 function outOfRange(read: { digest: Digest; size: number; offset: number }): ContentError {

@@ -103,9 +103,9 @@ export class LazyLayer implements AsyncDisposable {
     }
     // Not zeroed: every byte is written below. What is not touched yet, while the network is slow, takes no memory.
     const bytes = Buffer.allocUnsafeSlow(range.end - range.start)
+    if (bytes.length === 0) return bytes
     // Where the disk fails, unit by unit: it may be one of them.
-    const isHere = await this.file.readPresent(range, bytes).catch(() => false)
-    if (bytes.length === 0 || isHere) return bytes
+    if (await this.file.readPresent(range, bytes).catch(() => false)) return bytes
     for (let units = unitsOf(this.file, range); units.length > 0; ) {
       const served = await Promise.all(
         units.map((unit) => this.#readUnit(unit, range, bytes, request)),
@@ -149,7 +149,8 @@ export class LazyLayer implements AsyncDisposable {
       try {
         return await this.file.readPresent(part, into)
       } catch (error) {
-        const anew = await this.#fetchAnew(unit, error, request)
+        const anew = await this.#fetchAgain(unit, request)
+        await this.file.replace(unit, anew, error)
         into.set(anew.subarray(part.start - whole.start, part.end - whole.start))
         return true
       }
@@ -161,13 +162,7 @@ export class LazyLayer implements AsyncDisposable {
     return true
   }
 
-  /** The bytes of a unit that is here and that the disk cannot read, written anew if it takes them. Rejects as `read`. */
-  async #fetchAnew(unit: number, failure: unknown, request: ReadRequest): Promise<Uint8Array> {
-    const bytes = await this.#fetchAgain(unit, request)
-    await this.file.replace(unit, bytes, failure)
-    return bytes
-  }
-
+  /** The bytes of a unit that is here, as they were published, whatever the disk has. */
   async #fetchAgain(unit: number, { priority, signal }: ReadRequest): Promise<Uint8Array> {
     const bytes = await this.#queue.run(
       `unit ${unit} of layer ${this.name} again`,

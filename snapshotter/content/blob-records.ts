@@ -2,6 +2,7 @@ import { DatabaseSync, type SQLOutputValue, type StatementSync } from 'node:sqli
 import type { Labels } from '../containerd/labels.ts'
 import { ContentError } from '../errors.ts'
 import type { Digest } from '../oci/digest.ts'
+import { preparedOnce } from '../prepared-once.ts'
 
 /** What is known of a blob beside its bytes. Times are nanoseconds since the epoch. */
 export type BlobRecord = {
@@ -16,17 +17,21 @@ export type BlobRecord = {
 
 const SCHEMA_VERSION = 1
 
+/** Records that are read at once. 100: some may be a list of a thousand leaves, 50 KB. */
+const PAGE_RECORDS = 100
+
 /** Of sqlite3.h. */
 const SQLITE_BUSY = 5
 
 /** Times and labels of blobs, and which of them are not kept here, in an embedded database; every call is one durable transaction. */
 export class BlobRecords implements Disposable {
   readonly #db: DatabaseSync
-  readonly #statements = new Map<string, StatementSync>()
+  readonly #sql: (text: string) => StatementSync
 
   /** Throws ContentError UNAVAILABLE if another process has the database at `path` open, FAILED_PRECONDITION if a newer agent wrote it. */
   constructor(path: string) {
     this.#db = new DatabaseSync(path, { readBigInts: true })
+    this.#sql = preparedOnce(this.#db)
     try {
       this.#db.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL')
       this.#db.exec('PRAGMA synchronous = FULL; BEGIN IMMEDIATE; COMMIT')
@@ -78,23 +83,20 @@ export class BlobRecords implements Disposable {
     return this.#sql('DELETE FROM blobs WHERE digest = ?').run(digest).changes > 0
   }
 
-  /** Those whose digest comes after `after`, ascending, at most `limit`. */
-  page(after: string, limit: number): BlobRecord[] {
-    return this.#sql('SELECT * FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?')
-      .all(after, limit)
-      .map(recordOf)
+  /** Every record, by digest; others may be made and deleted meanwhile. */
+  *all(): Generator<BlobRecord, void> {
+    const page = this.#sql('SELECT * FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?')
+    for (let after = ''; ; ) {
+      const records = page.all(after, PAGE_RECORDS).map(recordOf)
+      yield* records
+      const last = records.at(-1)
+      if (last === undefined) return
+      after = last.digest
+    }
   }
 
   [Symbol.dispose](): void {
     this.#db.close()
-  }
-
-  #sql(text: string): StatementSync {
-    const known = this.#statements.get(text)
-    if (known !== undefined) return known
-    const prepared = this.#db.prepare(text)
-    this.#statements.set(text, prepared)
-    return prepared
   }
 }
 

@@ -11,9 +11,11 @@ import {
   writeFile,
 } from 'node:fs/promises'
 import { join } from 'node:path'
+import { writeWhole } from '../blobs/layer-file.ts'
 import { ContentError } from '../errors.ts'
 import { wallClockNs } from '../kernel/libc.ts'
 import { type Digest, type DigestAlgorithm, parseDigest } from '../oci/digest.ts'
+import { orUndefinedIfGone } from '../or-undefined-if-gone.ts'
 import { formatTimestamp, parseTimestamp } from './timestamp.ts'
 
 /** A blob on its way in. Times are nanoseconds since the epoch. */
@@ -89,8 +91,7 @@ export class Ingest implements AsyncDisposable {
         { ref: options.ref },
       )
     }
-    const hash = createHash(algorithmOf(options.expected))
-    for await (const bytes of createReadStream(join(dir, 'data'))) hash.update(bytes as Buffer)
+    const hash = await hashOfFile(join(dir, 'data'), algorithmOf(options.expected))
     const data = await open(join(dir, 'data'), 'r+')
     return new Ingest(dir, options, {
       data,
@@ -149,15 +150,7 @@ export class Ingest implements AsyncDisposable {
   /** Adds bytes. Rejects with ContentError ABORTED if the upload was aborted, and as the disk does. */
   async write(bytes: Uint8Array): Promise<void> {
     this.#assertWanted()
-    for (let done = 0; done < bytes.length; ) {
-      const { bytesWritten } = await this.#data.write(
-        bytes,
-        done,
-        bytes.length - done,
-        this.#offset + done,
-      )
-      done += bytesWritten
-    }
+    await writeWhole(this.#data, bytes, this.#offset)
     this.#hash.update(bytes)
     this.#offset += bytes.length
     this.#updatedNs = wallClockNs()
@@ -191,8 +184,11 @@ export class Ingest implements AsyncDisposable {
     }
     const dataPath = join(this.dir, 'data')
     const expected = said.expected ?? this.#options.expected
-    const isOther = algorithmOf(expected) !== this.#algorithm
-    const digest = isOther ? await digestOfFile(dataPath, algorithmOf(expected)) : this.digest
+    const algorithm = algorithmOf(expected)
+    const isOther = algorithm !== this.#algorithm
+    const digest: Digest = isOther
+      ? `${algorithm}:${(await hashOfFile(dataPath, algorithm)).digest('hex')}`
+      : this.digest
     if (expected !== undefined && expected !== digest) {
       throw new ContentError(
         'FAILED_PRECONDITION',
@@ -231,26 +227,25 @@ export function ingestDir(root: string, ref: string): string {
 }
 
 /** What an upload has come to, as its folder says; undefined if it is none. */
-export async function readIngest(dir: string): Promise<IngestStatus | undefined> {
-  try {
-    const ref = await readFile(join(dir, 'ref'), 'utf8')
-    const { size, mtimeNs } = await stat(join(dir, 'data'), { bigint: true })
-    const startedNs = parseTimestamp(await readFile(join(dir, 'startedat'), 'utf8'))
-    const updatedNs = parseTimestamp(await readFile(join(dir, 'updatedat'), 'utf8'))
-    if (startedNs === undefined) return undefined
-    const total = await readFile(join(dir, 'total'), 'utf8').catch(() => '0')
-    return {
-      ref,
-      offset: Number(size),
-      total: /^\d{1,15}$/.test(total) ? Number(total) : 0,
-      expected: '',
-      startedNs,
-      // A process that was killed has not written down when it wrote last.
-      updatedNs: updatedNs !== undefined && updatedNs > mtimeNs ? updatedNs : mtimeNs,
-    }
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
-    throw error
+export function readIngest(dir: string): Promise<IngestStatus | undefined> {
+  return orUndefinedIfGone(readFiles(dir))
+}
+
+async function readFiles(dir: string): Promise<IngestStatus | undefined> {
+  const ref = await readFile(join(dir, 'ref'), 'utf8')
+  const { size, mtimeNs } = await stat(join(dir, 'data'), { bigint: true })
+  const startedNs = parseTimestamp(await readFile(join(dir, 'startedat'), 'utf8'))
+  const updatedNs = parseTimestamp(await readFile(join(dir, 'updatedat'), 'utf8'))
+  if (startedNs === undefined) return undefined
+  const total = await readFile(join(dir, 'total'), 'utf8').catch(() => '0')
+  return {
+    ref,
+    offset: Number(size),
+    total: /^\d{1,15}$/.test(total) ? Number(total) : 0,
+    expected: '',
+    startedNs,
+    // A process that was killed has not written down when it wrote last.
+    updatedNs: updatedNs !== undefined && updatedNs > mtimeNs ? updatedNs : mtimeNs,
   }
 }
 
@@ -259,10 +254,10 @@ export async function ingestDirs(root: string): Promise<readonly string[]> {
   return (await readdir(join(root, 'ingest'))).map((name) => join(root, 'ingest', name))
 }
 
-async function digestOfFile(path: string, algorithm: DigestAlgorithm): Promise<Digest> {
+async function hashOfFile(path: string, algorithm: DigestAlgorithm): Promise<Hash> {
   const hash = createHash(algorithm)
   for await (const bytes of createReadStream(path)) hash.update(bytes as Buffer)
-  return `${algorithm}:${hash.digest('hex')}`
+  return hash
 }
 
 function algorithmOf(expected: Digest | undefined): DigestAlgorithm {

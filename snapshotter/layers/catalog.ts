@@ -3,6 +3,7 @@ import { LayerError } from '../errors.ts'
 import type { RepositoryScope } from '../image-registries.ts'
 import type { Digest } from '../oci/digest.ts'
 import type { RegistryPlace } from '../oci/registry-reference.ts'
+import { preparedOnce } from '../prepared-once.ts'
 
 /** How a layer's blob holds its tar, found by looking at the bytes; the last two are read by another tool's tables. */
 export type LayerFormat = 'tar' | 'tar+gzip' | 'tar+zstd' | 'tar+zstd:chunked' | 'tar+estargz'
@@ -158,7 +159,7 @@ const SCHEMA_STEPS: readonly string[] = [
 /** Which images and layers this node knows, in an embedded database; every call is one durable transaction. */
 export class Catalog implements Disposable {
   readonly #db: DatabaseSync
-  readonly #statements = new Map<string, StatementSync>()
+  readonly #sql: (text: string) => StatementSync
   readonly #known = new Map<number, LayerRecord>()
 
   /**
@@ -167,6 +168,7 @@ export class Catalog implements Disposable {
    */
   constructor(path: string) {
     this.#db = new DatabaseSync(path)
+    this.#sql = preparedOnce(this.#db)
     try {
       // One agent for one root: the layer files beside it are written by whoever holds this lock.
       this.#db.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL')
@@ -462,14 +464,6 @@ export class Catalog implements Disposable {
         indexCid: textOrUndefined(row['index_cid']),
         lastUsedMs: Number(row['last_used_ms']),
       }))
-  }
-
-  #sql(text: string): StatementSync {
-    const known = this.#statements.get(text)
-    if (known !== undefined) return known
-    const prepared = this.#db.prepare(text)
-    this.#statements.set(text, prepared)
-    return prepared
   }
 
   #transaction<T>(work: () => T): T {

@@ -1,5 +1,6 @@
 import { lstat, opendir } from 'node:fs/promises'
 import { join } from 'node:path'
+import { orUndefinedIfGone } from '../or-undefined-if-gone.ts'
 import type { Usage } from './metastore.ts'
 
 /** Files looked at together. 32: keeps the four threads of libuv busy, and no more than that waits behind them. */
@@ -42,13 +43,4 @@ export async function diskUsage(directory: string, signal: AbortSignal): Promise
     await Promise.all(batch.map(count))
   }
   return { size, inodes }
-}
-
-async function orUndefinedIfGone<Result>(attempt: Promise<Result>): Promise<Result | undefined> {
-  try {
-    return await attempt
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
-    throw error
-  }
 }

@@ -6,6 +6,7 @@ import {
 } from 'node:sqlite'
 import { checkLabels, type Labels, updatedLabels } from '../containerd/labels.ts'
 import { SnapshotError } from '../errors.ts'
+import { preparedOnce } from '../prepared-once.ts'
 import type { Clock } from './clock.ts'
 import { DiskReserve } from './disk-reserve.ts'
 
@@ -84,7 +85,7 @@ export class Metastore implements Disposable {
   readonly #db: DatabaseSync
   readonly #clock: Clock
   readonly #reserve: DiskReserve
-  readonly #statements = new Map<string, StatementSync>()
+  readonly #sql: (text: string) => StatementSync
   #lastId: number
 
   /** Opens or makes the database at `path`. Throws UNAVAILABLE if another process has it, FAILED_PRECONDITION if it is newer. */
@@ -92,6 +93,7 @@ export class Metastore implements Disposable {
     this.#clock = clock
     this.#reserve = new DiskReserve(`${path}-reserve`)
     this.#db = new DatabaseSync(path, { readBigInts: true, enableForeignKeyConstraints: true })
+    this.#sql = preparedOnce(this.#db)
     try {
       // The exclusive lock keeps a second agent from taking this one's directories for orphans.
       this.#db.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL')
@@ -401,14 +403,6 @@ export class Metastore implements Disposable {
       if (this.#db.isTransaction) this.#db.exec('ROLLBACK')
       throw error
     }
-  }
-
-  #sql(text: string): StatementSync {
-    const known = this.#statements.get(text)
-    if (known !== undefined) return known
-    const statement = this.#db.prepare(text)
-    this.#statements.set(text, statement)
-    return statement
   }
 }
 

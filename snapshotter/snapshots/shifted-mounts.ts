@@ -12,6 +12,7 @@ import {
 } from '../kernel/libc.ts'
 import { listMounts } from '../kernel/mountinfo.ts'
 import { openUserNamespace } from '../kernel/user-namespace.ts'
+import { orUndefinedIfGone } from '../or-undefined-if-gone.ts'
 import type { IdMapping } from './id-mapping.ts'
 
 /**
@@ -92,11 +93,6 @@ function shift(copy: number, source: string, userNamespace: number): void {
   }
 }
 
-async function names(folder: string): Promise<string[]> {
-  try {
-    return await readdir(folder)
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return []
-    throw error
-  }
+async function names(folder: string): Promise<readonly string[]> {
+  return (await orUndefinedIfGone(readdir(folder))) ?? []
 }

@@ -7,6 +7,9 @@ import type { World } from './world.ts'
 /** What strikes a node, by name: each resolves when it is over. */
 export type Faults = Readonly<Record<string, () => Promise<void>>>
 
+/** At most so long after a round begins a fault strikes, in ms: from the first call of a pull to a running container. */
+const STRIKE_WITHIN_MS = 400
+
 /** How long a peer misbehaves, in ms: some of the reads of a start, and less than a read may wait. */
 const MISBEHAVES_MS = 1_500
 
@@ -62,4 +65,14 @@ export function faultsOn(world: World, random: (max: number) => number): Faults 
       await again
     },
   }
+}
+
+/** Has the fault of this name strike at a random moment; none strikes if there is none. */
+export async function strike(
+  faults: Faults,
+  name: string,
+  random: (max: number) => number,
+): Promise<void> {
+  await setTimeout(random(STRIKE_WITHIN_MS))
+  await faults[name]?.()
 }

@@ -1,18 +1,14 @@
-import { setTimeout } from 'node:timers/promises'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { onceServed } from '../support/lazy-node.ts'
 import { seeded } from '../support/seeded.ts'
 import { agree, churn, judge, nothingIsLeft, ROUND_MS, tried } from './checks.ts'
-import { faultsOn } from './faults.ts'
+import { faultsOn, strike } from './faults.ts'
 import { World } from './world.ts'
 
 /** How many faults. `make test-faults` asks for 500, `make test` for a few of each kind. */
 const FAULTS = Number(process.env['FAULTS'] ?? 33)
 const SEED = Number(process.env['FAULT_SEED'] ?? 1)
 const random = seeded(SEED)
-
-/** At most so long after the round begins a fault strikes, in ms: from the first call of a pull to a running container. */
-const STRIKE_WITHIN_MS = 400
 
 const opened = new AsyncDisposableStack()
 let world: World
@@ -39,12 +35,8 @@ test(
       const name = names[round < names.length ? round : random(names.length)] ?? ''
       const image = images[random(images.length)] ?? witnessed
       world.forgetPages()
-      const strike = async (): Promise<void> => {
-        await setTimeout(random(STRIKE_WITHIN_MS))
-        await faults[name]?.()
-      }
       try {
-        await Promise.all([churn(world, image, name), strike()])
+        await Promise.all([churn(world, image, name), strike(faults, name, random)])
         const told = await judge(world, witness.id, witnessed, { read, name })
         if (told === undefined) {
           await witness[Symbol.asyncDispose]()

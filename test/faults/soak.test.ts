@@ -1,10 +1,9 @@
 import { readFileSync } from 'node:fs'
-import { setTimeout } from 'node:timers/promises'
 import { afterAll, beforeAll, expect, test, vi } from 'vitest'
 import { onceServed } from '../support/lazy-node.ts'
 import { seeded } from '../support/seeded.ts'
 import { agree, judge, nothingIsLeft, ROUND_MS, tried } from './checks.ts'
-import { FAILS_CLOSED, faultsOn } from './faults.ts'
+import { FAILS_CLOSED, faultsOn, strike } from './faults.ts'
 import { viewsOf } from './leftovers.ts'
 import { type FaultImage, World } from './world.ts'
 
@@ -76,13 +75,9 @@ test(
       }
       const choice = before === undefined ? kinds : mild
       const name = random(STARTS_A_FAULT) === 0 ? (choice[random(choice.length)] ?? '') : 'no fault'
-      const strike = async (): Promise<void> => {
-        await setTimeout(random(400))
-        await faults[name]?.()
-      }
       const image = world.images[random(IMAGES)]
       if (image === undefined) throw new Error('no image')
-      const [reader] = await Promise.all([start(image), strike()])
+      const [reader] = await Promise.all([start(image), strike(faults, name, random)])
       running.push(reader)
       for (const each of running.slice()) {
         const told = await judge(world, each.id, each.image, { read: each.read, name })
