@@ -1,10 +1,17 @@
 import { type FileHandle, mkdir, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { KernelError, LayerError } from '../errors.ts'
-import { DATA_FILE, PRESENCE_FILE, syncDirectory, writeWhole } from './layer-file.ts'
+import {
+  checksumOf,
+  DATA_FILE,
+  nothingOnDisk,
+  PRESENCE_FILE,
+  syncDirectory,
+  writeWhole,
+} from './layer-file.ts'
 import type { LayerMap } from './layer-map.ts'
 import { PresenceFile } from './presence-file.ts'
-import { setPresent, shareUnits, unitCount } from './shared-units.ts'
+import { setPresent, unitCount, unitRange } from './shared-units.ts'
 
 /**
  * Makes a whole layer file from a stream, for layers that can only be read from front to back; what their units are
@@ -27,7 +34,7 @@ export class LayerFileWriter implements AsyncDisposable {
     for (const name of [PRESENCE_FILE, DATA_FILE]) await rm(join(dir, name), { force: true })
     await syncDirectory(dir)
     // A new file: the one that lay there may still be mounted.
-    return new LayerFileWriter(dir, await open(join(dir, DATA_FILE), 'wx', 0o600))
+    return new LayerFileWriter(dir, await open(join(dir, DATA_FILE), 'wx+', 0o600))
   }
 
   /** Appends bytes of the layer file. Rejects with KernelError RESOURCE_EXHAUSTED if the disk is full. */
@@ -59,14 +66,14 @@ export class LayerFileWriter implements AsyncDisposable {
       )
     }
     await this.#data.datasync()
-    const { present } = shareUnits('', map.starts)
-    const units = unitCount(map.starts)
-    for (let unit = 0; unit < units; unit++) setPresent({ present }, unit)
-    await using _presence = await PresenceFile.open(
-      join(this.#dir, PRESENCE_FILE),
-      map.starts,
-      present,
-    )
+    const known = nothingOnDisk(map.starts)
+    for (let unit = 0; unit < unitCount(map.starts); unit++) {
+      // Only now it is known where units begin: read again, most likely from memory.
+      known.checksums[unit] = await checksumOf(this.#data, unitRange(map, unit))
+      setPresent(known, unit)
+    }
+    const path = join(this.#dir, PRESENCE_FILE)
+    await using _presence = await PresenceFile.open(path, map.starts, known)
     await syncDirectory(this.#dir)
     this.#sealed = true
   }

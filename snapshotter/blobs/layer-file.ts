@@ -1,12 +1,13 @@
 import { constants, readFileSync, writeFileSync } from 'node:fs'
 import { type FileHandle, mkdir, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { crc32 } from 'node:zlib'
 import type { ByteRange } from '../byte-range.ts'
 import { KernelError, LayerError } from '../errors.ts'
 import { dropCached, punchHole } from '../kernel/libc.ts'
 import type { Log } from '../log.ts'
 import type { LayerMap } from './layer-map.ts'
-import { PresenceFile } from './presence-file.ts'
+import { PresenceFile, type UnitsOnDisk } from './presence-file.ts'
 import {
   clearPresent,
   isPresent,
@@ -28,12 +29,19 @@ const BOOT_ID = '/proc/sys/kernel/random/boot_id'
 /** Bytes of a block of the file system under us. A hole that covers no whole block frees nothing. */
 const DISK_BLOCK_BYTES = 4096
 
+/** Bytes that are checked in one go. 1 MiB: 0.3 ms of the event loop. */
+const PIECE_BYTES = 1024 ** 2
+
 /** Failures of write(2) that mean: no room. The cache does without, nobody's read fails. */
 const NO_ROOM: readonly (string | undefined)[] = ['ENOSPC', 'EDQUOT', 'EFBIG']
 
+/** What the disk has of a unit: what was written, something else, or nothing that counts. */
+export type UnitState = 'sound' | 'damaged' | 'missing'
+
 /**
  * One layer file on disk, as far as it has arrived: a directory with a sparse file of its bytes and a file that says
- * which units are there. A unit that the disk calls present is durable, and was written whole.
+ * which units are there. A unit that the disk calls present is durable, and was written whole. What an earlier process
+ * left is compared with its checksum before anybody is served it: a disk damages what was right when it was written.
  */
 export class LayerFile implements AsyncDisposable {
   readonly dir: string
@@ -43,6 +51,10 @@ export class LayerFile implements AsyncDisposable {
   readonly #data: FileHandle
   readonly #presence: PresenceFile
   readonly #log: Log
+  readonly #checksums: Uint32Array
+  /** One bit a unit that an earlier process left here, and nobody has looked at since: it is here, but not for `units.present`. */
+  readonly #unchecked: Int32Array
+  readonly #checking = new Map<number, Promise<UnitState>>()
   readonly #writing = new Set<number>()
   #missing: number
   #presentBytes: number
@@ -50,6 +62,7 @@ export class LayerFile implements AsyncDisposable {
   #notKept = 0
   /** Reads that the disk failed. */
   #unreadable = 0
+  #damaged = 0
   #full = false
   #wasMounted: boolean
   #persisting: Promise<void> = Promise.resolve()
@@ -57,6 +70,7 @@ export class LayerFile implements AsyncDisposable {
   private constructor(
     { dir, map, units }: { dir: string; map: LayerMap; units: SharedUnits },
     { data, presence, log }: { data: FileHandle; presence: PresenceFile; log: Log },
+    found: UnitsOnDisk,
   ) {
     this.dir = dir
     this.map = map
@@ -64,6 +78,8 @@ export class LayerFile implements AsyncDisposable {
     this.#data = data
     this.#presence = presence
     this.#log = log
+    this.#checksums = found.checksums
+    this.#unchecked = found.present
     this.#wasMounted = mountedSinceBoot(dir)
     const missing = this.missingUnits()
     this.#missing = missing.length
@@ -85,24 +101,25 @@ export class LayerFile implements AsyncDisposable {
     const units = shareUnits(dataPath, map.starts)
     await using opened = new AsyncDisposableStack()
     const data = opened.use(await open(dataPath, constants.O_RDWR | constants.O_CREAT, 0o600))
+    const found = nothingOnDisk(map.starts)
     const presence = opened.use(
-      await PresenceFile.open(join(dir, PRESENCE_FILE), map.starts, units.present),
+      await PresenceFile.open(join(dir, PRESENCE_FILE), map.starts, found),
     )
     const { size } = await data.stat()
     if (size !== map.layerSize) {
-      if (units.present.some((bits) => bits !== 0)) {
+      if (found.present.some((bits) => bits !== 0)) {
         log.warn(
           { dir, bytes: size, expected: map.layerSize },
           `the cached layer file in ${dir} has ${size} bytes instead of ${map.layerSize}: it is fetched again`,
         )
       }
-      units.present.fill(0)
-      await presence.writeBoth(units.present)
+      found.present.fill(0)
+      await presence.writeBoth(found)
       await data.truncate(map.layerSize)
     }
     await syncDirectory(dir)
     opened.move()
-    return new LayerFile({ dir, map, units }, { data, presence, log })
+    return new LayerFile({ dir, map, units }, { data, presence, log }, found)
   }
 
   /** Bytes of the units that are here. */
@@ -140,8 +157,14 @@ export class LayerFile implements AsyncDisposable {
     this.#wasMounted = true
   }
 
+  /** Whether a unit is here, as far as is known: see `check`. */
   has(unit: number): boolean {
-    return isPresent(this.units, unit)
+    return isPresent(this.units, unit) || isPresent({ present: this.#unchecked }, unit)
+  }
+
+  /** Whether a unit is here that `check` has to look at before it is read. */
+  isUnchecked(unit: number): boolean {
+    return isPresent({ present: this.#unchecked }, unit)
   }
 
   missingUnits(): number[] {
@@ -149,8 +172,20 @@ export class LayerFile implements AsyncDisposable {
   }
 
   /**
+   * Compares what the disk has of a unit with its checksum. One that is damaged, or cannot be read, is missing from then on,
+   * and threads that may have read it since look again; the log says so once.
+   */
+  check(unit: number): Promise<UnitState> {
+    const running = this.#checking.get(unit)
+    if (running !== undefined) return running
+    const checking = this.#check(unit).finally(() => this.#checking.delete(unit))
+    this.#checking.set(unit, checking)
+    return checking
+  }
+
+  /**
    * Copies the bytes of `range` to the start of `into`. Resolves to false, `into` then holds rubbish, if a unit of it
-   * is missing or was taken away meanwhile. Rejects if the disk fails.
+   * is missing, unchecked, or was taken away meanwhile. Rejects if the disk fails.
    */
   async readPresent(range: ByteRange, into: Uint8Array): Promise<boolean> {
     const evictions = Atomics.load(this.units.evictions, 0)
@@ -179,6 +214,7 @@ export class LayerFile implements AsyncDisposable {
     this.#writing.add(unit)
     try {
       await writeWhole(this.#data, bytes, unitRange(this.map, unit).start)
+      this.#checksums[unit] = crc32(bytes)
       // A second ago: a read of it, from now on, is later than that, so it can be told whether it was of use.
       this.units.lastUse[unit] = Math.floor(Date.now() / 1000) - 1
       setPresent(this.units, unit)
@@ -250,13 +286,8 @@ export class LayerFile implements AsyncDisposable {
   async evict(units: readonly number[]): Promise<number> {
     const taken = this.#wasMounted ? [] : units.filter((unit) => this.has(unit))
     if (taken.length === 0) return 0
-    for (const unit of taken) {
-      clearPresent(this.units, unit)
-      this.#missing += 1
-      this.#presentBytes -= this.#unitBytes(unit)
-    }
-    Atomics.add(this.units.evictions, 0, 1)
-    await this.#persist((present) => this.#presence.writeBoth(present))
+    this.#forget(taken)
+    await this.#persist((known) => this.#presence.writeBoth(known))
     for (const unit of taken) {
       // Somebody may have wanted it again while the disk was busy.
       if (this.#isAbsent(unit)) punchHole(this.#data.fd, this.#withFreeEdges(unit))
@@ -271,7 +302,7 @@ export class LayerFile implements AsyncDisposable {
    */
   async reclaim(): Promise<number> {
     if (this.#wasMounted) return 0
-    await this.#persist((present) => this.#presence.writeBoth(present))
+    await this.#persist((known) => this.#presence.writeBoth(known))
     const before = await this.diskBytes()
     for (const unit of this.missingUnits()) {
       if (this.#isAbsent(unit)) punchHole(this.#data.fd, this.#withFreeEdges(unit))
@@ -282,7 +313,7 @@ export class LayerFile implements AsyncDisposable {
   /** Makes durable what is here. Rejects with what the disk says; what was durable before stays so. */
   async flush(): Promise<void> {
     if (!this.#changed) return
-    await this.#persist((present) => this.#presence.write(present))
+    await this.#persist((known) => this.#presence.write(known))
   }
 
   /** Bytes that the file takes on disk. */
@@ -300,6 +331,7 @@ export class LayerFile implements AsyncDisposable {
     this.#changed = false
     if (this.#wasMounted) return
     this.units.present.fill(0)
+    this.#unchecked.fill(0)
     Atomics.add(this.units.evictions, 0, 1)
     await this.#data.truncate(0)
   }
@@ -322,15 +354,15 @@ export class LayerFile implements AsyncDisposable {
    * Writes the bitmap as it is when its turn comes, after the bytes that it vouches for. One after another: an older
    * state must not be written over a newer one.
    */
-  async #persist(write: (present: Int32Array) => Promise<void>): Promise<void> {
+  async #persist(write: (known: UnitsOnDisk) => Promise<void>): Promise<void> {
     const before = this.#persisting
     const work = async (): Promise<void> => {
       await before
-      const present = this.units.present.slice()
+      const present = this.units.present.map((bits, word) => bits | (this.#unchecked[word] ?? 0))
       this.#changed = false
       try {
         await this.#data.datasync()
-        await write(present)
+        await write({ present, checksums: this.#checksums })
       } catch (error) {
         this.#changed = true
         throw error
@@ -339,6 +371,42 @@ export class LayerFile implements AsyncDisposable {
     const done = work()
     this.#persisting = done.catch(() => undefined)
     await done
+  }
+
+  async #check(unit: number): Promise<UnitState> {
+    for (;;) {
+      if (!this.has(unit)) return 'missing'
+      const evictions = Atomics.load(this.units.evictions, 0)
+      const checksum = await checksumOf(this.#data, unitRange(this.map, unit)).catch(
+        () => undefined,
+      )
+      // What went meanwhile may have been read as zeros, and may be here again.
+      if (Atomics.load(this.units.evictions, 0) !== evictions) continue
+      if (checksum !== this.#checksums[unit]) break
+      clearPresent({ present: this.#unchecked }, unit)
+      setPresent(this.units, unit)
+      return 'sound'
+    }
+    this.#forget([unit])
+    this.#changed = true
+    if (this.#damaged++ === 0) {
+      this.#log.error(
+        { dir: this.dir, unit },
+        `the disk has damaged bytes in ${this.dir}: they are fetched again; look at the disk, and run ipdr cache check`,
+      )
+    }
+    return 'damaged'
+  }
+
+  /** Says that units are no longer here: nobody starts to read them, and who is reading one finds out. */
+  #forget(units: readonly number[]): void {
+    for (const unit of units) {
+      clearPresent({ present: this.#unchecked }, unit)
+      clearPresent(this.units, unit)
+      this.#missing += 1
+      this.#presentBytes -= this.#unitBytes(unit)
+    }
+    Atomics.add(this.units.evictions, 0, 1)
   }
 
   /** The unit's bytes, and those up to the edges of its disk blocks where nothing present lies there. */
@@ -364,6 +432,28 @@ export class LayerFile implements AsyncDisposable {
     const { start, end } = unitRange(this.map, unit)
     return end - start
   }
+}
+
+/** What is known of units of which none is on disk. */
+export function nothingOnDisk(starts: Float64Array): UnitsOnDisk {
+  const units = unitCount(starts)
+  return {
+    present: new Int32Array(Math.ceil(units / 32)),
+    checksums: new Uint32Array(units),
+  }
+}
+
+/** The checksum of a range of a file, as `PresenceFile` keeps it. Rejects if the file is shorter, and with what the disk says. */
+export async function checksumOf(file: FileHandle, { start, end }: ByteRange): Promise<number> {
+  const piece = Buffer.allocUnsafeSlow(Math.min(PIECE_BYTES, end - start))
+  let checksum = 0
+  for (let at = start; at < end; ) {
+    const { bytesRead } = await file.read(piece, 0, Math.min(piece.length, end - at), at)
+    if (bytesRead === 0) throw new KernelError('INTERNAL', `a layer file ends at ${at}`)
+    checksum = crc32(piece.subarray(0, bytesRead), checksum)
+    at += bytesRead
+  }
+  return checksum
 }
 
 /** Writes all of `bytes` at `position`. Rejects with what write(2) says. */

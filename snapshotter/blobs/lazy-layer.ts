@@ -121,14 +121,6 @@ export class LazyLayer implements AsyncDisposable {
     if (!this.file.has(unit)) await this.#fetch(unit, request)
   }
 
-  /**
-   * Fetches a unit that is here once more, and puts it in its place where the disk has other bytes: a disk damages what was right when
-   * it was written. Resolves to whether it had. Rejects as `read`, and with what the disk says.
-   */
-  async repair(unit: number, request: ReadRequest): Promise<boolean> {
-    return this.file.rewrite(unit, await this.#fetchAgain(unit, request))
-  }
-
   /** Ends every read that still waits, makes durable what arrived, and closes the files. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed.abort()
@@ -145,6 +137,7 @@ export class LazyLayer implements AsyncDisposable {
     const whole = unitRange(this.file.map, unit)
     const part = { start: Math.max(whole.start, range.start), end: Math.min(whole.end, range.end) }
     const into = bytes.subarray(part.start - range.start, part.end - range.start)
+    if (this.file.isUnchecked(unit)) await this.file.check(unit)
     if (this.file.has(unit)) {
       try {
         return await this.file.readPresent(part, into)

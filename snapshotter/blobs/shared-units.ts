@@ -9,7 +9,7 @@ export type SharedUnits = {
   readonly dataPath: string
   /** As `LayerMap.starts`: unit i is bytes [starts[i], starts[i + 1]) of the layer file. */
   readonly starts: Float64Array
-  /** One bit a unit, lowest first: set once its bytes can be read from the file. */
+  /** One bit a unit, lowest first: set once its bytes can be read from the file, and were written or checked by this process. */
   readonly present: Int32Array
   /** When a unit was last read, in seconds since the epoch; by any thread, and roughly. 0: not since the start. */
   readonly lastUse: Uint32Array
@@ -56,7 +56,7 @@ export function unitAt({ starts }: { starts: Float64Array }, offset: number): nu
 }
 
 /** Whether the bytes of `unit` are on disk. */
-export function isPresent({ present }: SharedUnits, unit: number): boolean {
+export function isPresent({ present }: Pick<SharedUnits, 'present'>, unit: number): boolean {
   return (Atomics.load(present, unit >>> 5) & (1 << (unit & 31))) !== 0
 }
 
@@ -66,7 +66,7 @@ export function setPresent({ present }: Pick<SharedUnits, 'present'>, unit: numb
 }
 
 /** Says that the bytes of `unit` are about to go. Main thread only; `evictions` has to rise before they do. */
-export function clearPresent({ present }: SharedUnits, unit: number): void {
+export function clearPresent({ present }: Pick<SharedUnits, 'present'>, unit: number): void {
   Atomics.and(present, unit >>> 5, ~(1 << (unit & 31)))
 }
 

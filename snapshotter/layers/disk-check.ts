@@ -10,18 +10,9 @@ import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
 import { verifyLayer } from './layer-verifier.ts'
-import { StreamedLayerMap } from './streamed-layer-map.ts'
 
-/** Units fetched again at once. 8 keep a 100 Mbit/s link busy at 50 ms a round trip. */
-const FETCHED_AT_ONCE = 8
-
-/** What a disk still had of the bytes of a layer, which were right when they were written. */
-export type CheckedBytes = {
-  /** Whether they were checked: only of a layer of which none is missing can that be done. */
-  readonly isWhole: boolean
-  /** Units that had to be fetched again. */
-  readonly healedUnits: number
-}
+/** Units read, or fetched again, at once. 8 keep a 100 Mbit/s link busy at 50 ms a round trip. */
+const UNITS_AT_ONCE = 8
 
 type Parts = {
   readonly places: LayerPlaces
@@ -80,44 +71,52 @@ export class DiskCheck {
     this.#sound.delete(id)
   }
 
+  /** Has the tables of a layer be checked once more before they are used. */
+  doubtTables({ id }: LayerRecord): void {
+    this.#sound.delete(id)
+  }
+
   /**
-   * Reads all of a layer, checks it, and fetches again what is damaged. Rejects with LayerError DATA_LOSS if the disk does not keep what is
-   * written, and with BlockError or LayerError if the bytes cannot be had.
+   * Compares all that is here of a layer with what was written, and fetches again what the disk has damaged. Resolves to how many
+   * units that were. Rejects with BlockError or LayerError if they cannot be had: they are missing then.
    */
-  async bytes(record: LayerRecord, signal: AbortSignal): Promise<CheckedBytes> {
-    const { id, blobDigest } = record
-    const { builder, mounts, log } = this.#parts
+  async units(record: LayerRecord, signal: AbortSignal): Promise<number> {
+    const { blobDigest } = record
+    const { mounts, log } = this.#parts
     const held = this.#held(record)
-    // What was never checked says nothing of the disk.
-    if (!held.file.isComplete || !record.verified) return { isWhole: false, healedUnits: 0 }
-    const promised = { diffId: record.diffId, toc: await builder.toc(id) }
-    const isIntact = async (): Promise<boolean> => {
-      try {
-        return (await verifyLayer(held, promised, signal)).kind === 'intact'
-      } catch (error) {
-        signal.throwIfAborted()
-        // The disk cannot read it, or it is no tar any more.
-        log.warn({ layer: blobDigest, reason: String(error) }, `reading layer ${blobDigest} failed`)
-        return false
-      }
-    }
-    if (await isIntact()) return { isWhole: true, healedUnits: 0 }
-    const healedUnits = await fetchAgain(held, signal).catch((error: unknown) => {
+    const damaged = await damagedUnits(held, signal)
+    if (damaged.length === 0) return 0
+    // What the kernel has read through a mount, it keeps for the mount.
+    mounts.release(record.id)
+    log.error(
+      { layer: blobDigest, units: damaged.length },
+      `the disk had damaged ${damaged.length} parts of layer ${blobDigest}; they are fetched again, but containers that run on it may have read wrong bytes: restart their pods, and look at the disk's health`,
+    )
+    try {
+      await atOnce(damaged, (unit) => held.fill(unit, { priority: 'background', signal }))
+    } catch (error) {
       signal.throwIfAborted()
       throw notFetched(record, error)
-    })
-    // What the kernel has read through a mount, it keeps for the mount.
-    mounts.release(id)
-    log.error(
-      { layer: blobDigest, units: healedUnits },
-      `the disk had damaged ${healedUnits} parts of layer ${blobDigest}; they were fetched again, but containers that run on it may have read wrong bytes: restart their pods, and look at the disk's health`,
-    )
-    if (await isIntact()) return { isWhole: true, healedUnits }
-    throw new LayerError(
-      'DATA_LOSS',
-      `layer ${blobDigest} is damaged on this disk, and stays so after its bytes were written again: replace the disk`,
-      { digest: blobDigest },
-    )
+    }
+    return damaged.length
+  }
+
+  /**
+   * Reads all of a layer that was found to be what its image promised, and finds that so again. Rejects with LayerError DATA_LOSS if it
+   * is not: then the disk does not keep what is written.
+   */
+  async whole(record: LayerRecord, signal: AbortSignal): Promise<void> {
+    const { builder, log } = this.#parts
+    const { id, diffId, blobDigest } = record
+    try {
+      const promised = { diffId, toc: await builder.toc(id) }
+      if ((await verifyLayer(this.#held(record), promised, signal)).kind === 'intact') return
+    } catch (error) {
+      signal.throwIfAborted()
+      // The disk cannot read it, or it is no tar any more.
+      log.warn({ layer: blobDigest, reason: String(error) }, `reading layer ${blobDigest} failed`)
+    }
+    throw doesNotKeep(record)
   }
 
   #held({ id, blobDigest }: LayerRecord): LazyLayer {
@@ -131,23 +130,34 @@ export class DiskCheck {
   }
 }
 
-/** Resolves to how many units of a complete layer had other bytes than where it was published. */
-async function fetchAgain(held: LazyLayer, signal: AbortSignal): Promise<number> {
-  if (held.file.map instanceof StreamedLayerMap) {
-    throw new LayerError(
-      'FAILED_PRECONDITION',
-      'a zstd layer without an index cannot be read in parts: remove the image and pull it again',
-    )
+/** Of a layer that the disk goes on to damage while it is healed. */
+export function doesNotKeep({ blobDigest }: LayerRecord): LayerError {
+  return new LayerError(
+    'DATA_LOSS',
+    `layer ${blobDigest} is damaged on this disk, and stays so after its bytes were written again: replace the disk`,
+    { digest: blobDigest },
+  )
+}
+
+/** Units that are not what was written; they are missing from now on. */
+async function damagedUnits({ file }: LazyLayer, signal: AbortSignal): Promise<number[]> {
+  const damaged: number[] = []
+  await atOnce(Array(unitCount(file.map.starts)).keys(), async (unit) => {
+    signal.throwIfAborted()
+    if ((await file.check(unit)) === 'damaged') damaged.push(unit)
+  })
+  return damaged
+}
+
+async function atOnce(
+  units: Iterable<number>,
+  work: (unit: number) => Promise<void>,
+): Promise<void> {
+  const left = units[Symbol.iterator]()
+  const workNext = async (): Promise<void> => {
+    for (let next = left.next(); next.done !== true; next = left.next()) await work(next.value)
   }
-  let healed = 0
-  const units = Array(unitCount(held.file.map.starts)).keys()
-  const healNext = async (): Promise<void> => {
-    for (const unit of units) {
-      if (await held.repair(unit, { priority: 'background', signal })) healed += 1
-    }
-  }
-  await Promise.all(Array.from({ length: FETCHED_AT_ONCE }, healNext))
-  return healed
+  await Promise.all(Array.from({ length: UNITS_AT_ONCE }, workNext))
 }
 
 function notFetched({ blobDigest }: LayerRecord, error: unknown): LayerError {

@@ -5,10 +5,19 @@ import { z } from 'zod'
 import { writeDurably } from './durable-file.ts'
 
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/)
-const sumsRecord: z.ZodType<FileSums> = z.strictObject({ toc: sha256, metadata: sha256 })
+const sumsRecord: z.ZodType<FileSums> = z.strictObject({
+  toc: sha256,
+  metadata: sha256,
+  map: sha256.optional(),
+})
 
 /** SHA-256 of the files of a layer that are made here, so that no CID vouches for them, as hex. */
-export type FileSums = { readonly toc: string; readonly metadata: string }
+export type FileSums = {
+  readonly toc: string
+  readonly metadata: string
+  /** Undefined of a layer that was built before it was kept. */
+  readonly map?: string | undefined
+}
 
 /** Bytes hashed in one go. 1 MiB: under 2 ms of the event loop. */
 const PIECE_BYTES = 1024 ** 2

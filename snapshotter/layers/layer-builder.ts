@@ -131,9 +131,21 @@ export class LayerBuilder {
 
   /** Holds a layer that was built before, from what is on disk alone. Rejects with LayerError if that is damaged. */
   async reopen(record: LayerRecord): Promise<LazyLayer> {
-    const map = readLayerMap(await readFile(this.#places.mapPath(record.id)))
+    const bytes = await readFile(this.#places.mapPath(record.id))
+    const promised = await readSums(this.#places.sumsPath(record.id))
+    // Another map may be as well-formed, and what it makes of the blob would be called a lie of its publisher.
+    if (promised?.map !== undefined && promised.map !== sumOf(bytes)) {
+      throw new LayerError('DATA_LOSS', 'its map has another checksum than when it was written')
+    }
+    const map = readLayerMap(bytes)
     if (isEncrypted(record.mediaType)) await this.#reopenBlob(record.id)
-    return this.#hold(record.id, map)
+    const held = await this.#hold(record.id, map)
+    if (!(map instanceof StreamedLayerMap) || held.file.isComplete) return held
+    await this.#parts.store.letGo(held.inode)
+    throw new LayerError(
+      'DATA_LOSS',
+      'parts of it are gone, and a zstd layer without an index cannot be read in parts',
+    )
   }
 
   /** Forgets a layer that was removed. */
@@ -649,7 +661,11 @@ export class LayerBuilder {
     )
     await writeDurably(this.#places.tocPath(id), toc)
     await writeDurably(this.#places.metadataPath(id), image)
-    await writeSums(this.#places.sumsPath(id), { toc: sumOf(toc), metadata: sumOf(image) })
+    await writeSums(this.#places.sumsPath(id), {
+      toc: sumOf(toc),
+      metadata: sumOf(image),
+      map: sumOf(held.file.map.toBytes()),
+    })
     return found
   }
 }

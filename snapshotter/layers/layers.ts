@@ -17,7 +17,7 @@ import type { Mount } from '../snapshots/mounts.ts'
 import { tablesNamed } from '../toc/table-annotations.ts'
 import { unlessAborted } from '../unless-aborted.ts'
 import type { Catalog, ImageLayer, ImageRecord, LayerRecord } from './catalog.ts'
-import type { CheckedBytes, DiskCheck } from './disk-check.ts'
+import { type DiskCheck, doesNotKeep } from './disk-check.ts'
 import type { LayerBuilder } from './layer-builder.ts'
 import type { LayerMounts } from './layer-mounts.ts'
 import { fuseInode, layerOfInode } from './layer-places.ts'
@@ -28,6 +28,9 @@ import type { SharedLeaves } from './shared-leaves.ts'
 
 /** Between the manifest of a pull and its last layer lies less than this. 1 h: containerd and the kubelet give up before. */
 const PULL_LONGEST_MS = 3_600_000
+
+/** How often a layer that fails its check is healed and checked again. 3: a disk that has damaged more by then does not work. */
+const HEALINGS_MAX = 3
 
 /** Shows layers to the kernel under their inodes; the FUSE server. */
 export type LayerServer = {
@@ -67,7 +70,11 @@ type Parts = {
   readonly onSpoiled: (layer: LayerRecord) => void
 }
 
-export type CheckedLayer = CheckedBytes & {
+export type CheckedLayer = {
+  /** Whether all bytes of it are here, so that it was checked as a whole. */
+  readonly isWhole: boolean
+  /** Units that had to be fetched again. */
+  readonly healedUnits: number
   /** Whether its table of contents or its metadata image had to be made again. */
   readonly healedTables: boolean
 }
@@ -513,11 +520,11 @@ export class Layers implements LazyLayers, AsyncDisposable {
   }
 
   /**
-   * Reads a layer from the disk, checks it, and heals what the disk has damaged. Rejects with LayerError DATA_LOSS if that is not
-   * possible, with BlockError if it takes bytes that cannot be had, and with what the disk says.
+   * Reads what is here of a layer from the disk, checks it, and heals what the disk has damaged. Rejects with LayerError DATA_LOSS if
+   * that is not possible, with BlockError if it takes bytes that cannot be had, and with what the disk says.
    */
   async checkOnDisk(record: LayerRecord, signal: AbortSignal): Promise<CheckedLayer> {
-    const { catalog, disk, store } = this.#parts
+    const { disk, store } = this.#parts
     const { id } = record
     // There is nothing to heal of what was lost: it is built again when a container needs it.
     if (store.get(fuseInode(id)) === undefined) {
@@ -527,9 +534,24 @@ export class Layers implements LazyLayers, AsyncDisposable {
     await disk.doubt(record)
     const tables = await disk.tables(record, signal)
     await unlessAborted(this.#mountable(id), signal)
-    // It may have been checked whole for the first time meanwhile.
-    const bytes = await disk.bytes(catalog.layer(id) ?? record, signal)
-    return { ...bytes, healedTables: tables !== 'sound' }
+    const healedUnits = await disk.units(record, signal)
+    const isWhole = await this.#checkWhole(id, signal)
+    return { isWhole, healedUnits, healedTables: tables !== 'sound' }
+  }
+
+  /** Checks a layer of which every unit was compared with what was written. Resolves to false if bytes of it are missing. */
+  async #checkWhole(layer: number, signal: AbortSignal): Promise<boolean> {
+    if (!this.#held(layer).file.isComplete) return false
+    const { catalog, disk } = this.#parts
+    const before = catalog.layer(layer)
+    if (before?.verified === true) {
+      await disk.whole(before, signal)
+      return true
+    }
+    await unlessAborted(this.#verifyOnce(layer), signal)
+    const checked = catalog.layer(layer)
+    if (checked?.state === 'corrupt') throw notAsPromised(checked)
+    return checked?.verified ?? false
   }
 
   /** Ends what is being built and checked. Mounts stay. */
@@ -587,7 +609,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
   async #check(record: LayerRecord): Promise<void> {
     const { catalog, log } = this.#parts
     try {
-      const verdict = await this.#verdictOn(record)
+      const verdict = await this.#lastingVerdictOn(record)
       if (verdict.kind === 'corrupt') return this.#spoil(record, verdict)
       catalog.markVerified(record.id)
       log.debug(
@@ -597,11 +619,28 @@ export class Layers implements LazyLayers, AsyncDisposable {
       await this.#parts.mounts.settle(record.id)
     } catch (error) {
       if (this.#closing.signal.aborted) return
+      const reason = error instanceof Error ? error.message : String(error)
       log.warn(
-        { layer: record.blobDigest, reason: String(error) },
-        `layer ${record.blobDigest} is complete and could not be checked; it is checked again after a restart`,
+        { layer: record.blobDigest, reason },
+        `layer ${record.blobDigest} could not be checked; it is checked again when its last byte arrives, or after a restart: ${reason}`,
       )
     }
+  }
+
+  /**
+   * Whom a layer that is not what its image promises is to be blamed on: as long as the disk has damaged something of it, nobody but
+   * the disk. Rejects with LayerError DATA_LOSS if that does not end, and if what was damaged cannot be had.
+   */
+  async #lastingVerdictOn(record: LayerRecord): Promise<Verdict> {
+    const { disk } = this.#parts
+    const { signal } = this.#closing
+    for (let healings = 0; healings <= HEALINGS_MAX; healings++) {
+      disk.doubtTables(record)
+      await this.#mountable(record.id)
+      const verdict = await this.#verdictOn(record)
+      if (verdict.kind === 'intact' || (await disk.units(record, signal)) === 0) return verdict
+    }
+    throw doesNotKeep(record)
   }
 
   async #verdictOn(record: LayerRecord): Promise<Verdict> {

@@ -123,6 +123,8 @@ export class SharedLeaves implements Disposable {
     // The row may speak of a map that this layer had before it was lost and made again.
     const isSame = units.map.coding === wanted.coding && range.end - range.start === wanted.bytes
     if (!isSame || (await units.leafOf(unit))?.equals(wanted.cid) !== true) return undefined
+    // What the disk has damaged here would be damaged there, and its checksum would be right.
+    if ((await file.check(unit)) !== 'sound') return undefined
     const copy = Buffer.allocUnsafeSlow(wanted.bytes)
     return (await file.readPresent(range, copy)) ? copy : undefined
   }

@@ -29,16 +29,14 @@ export class StreamedLayerMap implements LayerMap {
     )
   }
 
-  blobRange(): ByteRange {
-    return { start: 0, end: this.blobSize }
+  /** Throws LayerError FAILED_PRECONDITION: no part of the blob makes a unit, and all of it is not fetched for one. */
+  blobRange(unit: number): ByteRange {
+    throw gone(unit)
   }
 
+  /** Throws as `blobRange`. */
   decode(unit: number): Uint8Array {
-    throw new LayerError(
-      'FAILED_PRECONDITION',
-      `unit ${unit} of a zstd layer without an index is gone from this node: remove the image and pull it again`,
-      { unit },
-    )
+    throw gone(unit)
   }
 
   toBytes(): Uint8Array {
@@ -61,4 +59,12 @@ export class StreamedLayerMap implements LayerMap {
     }
     throw new LayerError('DATA_LOSS', `a stored layer map of ${bytes.length} bytes is damaged`)
   }
+}
+
+function gone(unit: number): LayerError {
+  return new LayerError(
+    'FAILED_PRECONDITION',
+    `unit ${unit} of a zstd layer without an index is gone from this node: remove the image and pull it again`,
+    { unit },
+  )
 }

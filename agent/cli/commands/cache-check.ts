@@ -19,8 +19,8 @@ export const cacheCheck: Command = defineCommand({
   usage: '[digests..]',
   summary: 'Read layers from the disk, and heal what it damaged',
   description: [
-    'Reads layers, all of them unless some are named, from the disk instead of from memory, and compares them with what their images promise. Parts that the disk has damaged are fetched again; tables of contents and metadata images are made again.',
-    'Of a layer of which bytes are still missing only the tables can be checked: the rest is checked when the last byte arrives. Containers go on meanwhile; it takes as long as the disk takes to read its layers.',
+    'Reads what is here of layers, all of them unless some are named, from the disk instead of from memory, and compares it with what was written, and whole layers with what their images promise. Parts that the disk has damaged are fetched again; tables of contents and metadata images are made again.',
+    'A layer is incomplete if bytes of it are still missing; those that are here are as they should be. Containers go on meanwhile; it takes as long as the disk takes to read its layers.',
     'The exit code is 1 if a layer is damaged and could not be healed.',
   ],
   args: {

@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises'
+import { mkdtemp, open, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { LayerFile } from '../../../snapshotter/blobs/layer-file.ts'
@@ -26,6 +26,7 @@ async function keepAll(file: LayerFile, units: readonly number[]): Promise<void>
 
 /** What the file gives for a unit, or undefined if it does not have it. */
 async function readUnit(file: LayerFile, unit: number): Promise<Buffer | undefined> {
+  if (file.isUnchecked(unit)) await file.check(unit)
   const range = unitRange(LAYER.map, unit)
   const bytes = Buffer.alloc(range.end - range.start)
   return (await file.readPresent(range, bytes)) ? bytes : undefined
@@ -124,11 +125,115 @@ test('whatever is kept, evicted and flushed at once, what is called present is r
   await file[Symbol.asyncDispose]()
 })
 
+describe('of what an earlier process left', () => {
+  const units = [...Array(50).keys()]
+
+  /** Changes a byte of some units, at random places. */
+  async function damage(
+    random: (max: number) => number,
+    damaged: readonly number[],
+  ): Promise<void> {
+    await using data = await open(join(dir, 'data'), 'r+')
+    for (const unit of damaged) {
+      const { start, end } = unitRange(LAYER.map, unit)
+      const at = start + random(end - start)
+      const bit = 1 << random(8)
+      await data.write(Buffer.of((LAYER.bytes[at] ?? 0) ^ bit), 0, 1, at)
+    }
+  }
+
+  test('nothing is read before it was checked', async () => {
+    await earlier((file) => keepAll(file, units))
+    await using file = await openLayer()
+    const range = unitRange(LAYER.map, 3)
+    const bytes = Buffer.alloc(range.end - range.start)
+    expect(file.has(3)).toBe(true)
+    expect(await file.readPresent(range, bytes)).toBe(false)
+    expect(await file.check(3)).toBe('sound')
+    expect(await file.readPresent(range, bytes)).toBe(true)
+    expect(bytes.equals(unitBytes(LAYER, 3))).toBe(true)
+  })
+
+  test.each([1, 2, 3, 4, 5])(
+    'what the disk has damaged is missing once it was checked, and nothing else (seed %d)',
+    async (seed) => {
+      const random = seeded(seed)
+      const damaged = units.filter(() => random(4) === 0)
+      await earlier((file) => keepAll(file, units))
+      await damage(random, damaged)
+      const log = listeningLog()
+      await using file = await LayerFile.open(dir, LAYER.map, { log })
+      const states = await Promise.all(units.map((unit) => file.check(unit)))
+      expect(units.filter((unit) => states[unit] === 'damaged')).toEqual(damaged)
+      expect(file.missingUnits()).toEqual(damaged)
+      expect(file.presentBytes).toBe(
+        damaged.reduce((sum, unit) => sum - unitBytes(LAYER, unit).length, LAYER.bytes.length),
+      )
+      expect(log.sentences.filter((line) => line.includes('has damaged bytes'))).toHaveLength(1)
+      await keepAll(file, damaged)
+      expect(file.isComplete).toBe(true)
+      expect(await wrongUnits(file)).toEqual([])
+    },
+  )
+
+  test('units are missing that were called present and whose bytes a power cut took', async () => {
+    await earlier((file) => keepAll(file, [1, 2, 3]))
+    {
+      await using data = await open(join(dir, 'data'), 'r+')
+      const { start, end } = unitRange(LAYER.map, 2)
+      await data.write(Buffer.alloc(end - start), 0, end - start, start)
+    }
+    await using file = await openLayer()
+    expect(await wrongUnits(file)).toEqual([])
+    expect([1, 2, 3].map((unit) => file.has(unit))).toEqual([true, false, true])
+  })
+
+  test('units are missing that were evicted before they were looked at', async () => {
+    await earlier((file) => keepAll(file, [1, 2]))
+    {
+      await using file = await openLayer()
+      const checking = file.check(1)
+      await file.evict([1, 2])
+      expect(['sound', 'missing']).toContain(await checking)
+      expect([1, 2].map((unit) => file.has(unit))).toEqual([false, false])
+    }
+    await using file = await openLayer()
+    expect([1, 2].map((unit) => file.has(unit))).toEqual([false, false])
+  })
+
+  test('units stay, also if they were not looked at before the next restart', async () => {
+    await earlier((file) => keepAll(file, [1, 2]))
+    await earlier((file) => keepAll(file, [3]))
+    await using file = await openLayer()
+    expect([1, 2, 3].map((unit) => file.has(unit))).toEqual([true, true, true])
+    expect(await wrongUnits(file)).toEqual([])
+  })
+})
+
+test('a unit that this process wrote is found damaged too, when it is checked', async () => {
+  await using file = await openLayer()
+  await keepAll(file, [1, 2])
+  await writeFile(join(dir, 'data'), Buffer.alloc(LAYER.bytes.length, 7))
+  expect(await file.check(1)).toBe('damaged')
+  expect(await file.check(1)).toBe('missing')
+  expect(await readUnit(file, 1)).toBeUndefined()
+  await keepAll(file, [1])
+  expect(await file.check(1)).toBe('sound')
+})
+
 describe('what cannot be trusted counts as missing:', () => {
+  async function damageChecksums(): Promise<void> {
+    const bytes = await readFile(join(dir, 'present'))
+    // Behind a head of 32 bytes and two words of bits, in both slots.
+    for (const slot of [0, 4096]) bytes.writeUInt8(bytes.readUInt8(slot + 44) ^ 1, slot + 44)
+    await writeFile(join(dir, 'present'), bytes)
+  }
+
   const damage: [string, () => Promise<void>][] = [
     ['a bitmap that is gone', () => rm(join(dir, 'present'))],
     ['a bitmap cut short', () => truncate(join(dir, 'present'), 40)],
     ['a bitmap of another kind', () => writeFile(join(dir, 'present'), Buffer.alloc(8192, 7))],
+    ['a bitmap with damaged checksums', damageChecksums],
     ['bytes cut short', () => truncate(join(dir, 'data'), LAYER.bytes.length - 1)],
     ['bytes that are gone', () => rm(join(dir, 'data'))],
   ]

@@ -8,6 +8,7 @@ import { DEFAULT_FETCH_LIMITS, FetchQueue } from '../../../snapshotter/blobs/fet
 import type { UnitCoding } from '../../../snapshotter/blobs/layer-map.ts'
 import { fuseInode } from '../../../snapshotter/layers/layer-places.ts'
 import { type LeafUnits, SharedLeaves } from '../../../snapshotter/layers/shared-leaves.ts'
+import { damageUnits } from '../../support/damage-units.ts'
 import { listeningLog } from '../../support/fuse-mount.ts'
 import { makeTar, type TarPart } from '../../support/make-tar.ts'
 import { cidOf, MemoryBlocks } from '../../support/memory-blocks.ts'
@@ -133,6 +134,28 @@ test(
     await node.start(blocks)
     expect(await fetchWhole(node, blocks, after)).toBeLessThan(first * 0.12)
     expect(node.log.sentences.filter((line) => line.includes('made anew'))).toHaveLength(1)
+  },
+  deadlineMs,
+)
+
+test(
+  'what the disk has damaged in a layer is not copied from it, and spoils no other',
+  async () => {
+    const blocks = new MemoryBlocks()
+    const [before, after] = await twoVersions(blocks)
+    const node = await openNode(blocks)
+    await fetchWhole(node, blocks, before)
+    const [first] = node.snapshotter.layers()
+    const damaged = await damageUnits(
+      join(node.root, 'layers', String(first?.id)),
+      seeded(5),
+      10_000,
+    )
+    expect(damaged.length).toBeGreaterThan(30)
+    await fetchWhole(node, blocks, after)
+    expect(node.reusedBytes).toBe(0)
+    expect(node.verificationFailures).toEqual([])
+    expect(node.snapshotter.layers().map(({ verified }) => verified)).toEqual([true, true])
   },
   deadlineMs,
 )
