@@ -59,6 +59,11 @@ export function faultsOn(world: World, random: (max: number) => number): Faults 
       world.damageFile(random)
       await world.node.agent.start()
     },
+    'the disk damages bytes of layers that are still arriving': async () => {
+      await world.node.agent.stop()
+      await world.damageArriving(random)
+      await world.node.agent.start()
+    },
     "the snapshotter's socket is removed": async () => {
       const again = world.node.agent.logged('listens again')
       world.removeSocket()

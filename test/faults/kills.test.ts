@@ -6,7 +6,7 @@ import { faultsOn, strike } from './faults.ts'
 import { World } from './world.ts'
 
 /** How many faults. `make test-faults` asks for 500, `make test` for a few of each kind. */
-const FAULTS = Number(process.env['FAULTS'] ?? 33)
+const FAULTS = Number(process.env['FAULTS'] ?? 36)
 const SEED = Number(process.env['FAULT_SEED'] ?? 1)
 const random = seeded(SEED)
 

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { listLoops } from '../../snapshotter/kernel/loop-device.ts'
 import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
+import { damageUnits, unitsOnDisk } from '../support/damage-units.ts'
 import { FakeClock } from '../support/fake-clock.ts'
 import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
@@ -29,6 +30,9 @@ const KEPT_BESIDE: readonly string[] = ['meta.erofs', 'toc', 'sums', 'map', 'lea
 
 /** Bytes that are changed in a damaged file. */
 const DAMAGED_BYTES = 16
+
+/** Parts that are damaged of a layer at most. */
+const DAMAGED_UNITS_MAX = 4
 
 export type FaultImage = {
   readonly reference: string
@@ -67,7 +71,9 @@ export class World implements AsyncDisposable {
     const images: FaultImage[] = []
     for (let index = 0; index < count; index++) {
       const content = randomContent(seeded(index), FILE_BYTES)
-      const own = await pack({ name: 'file', content })
+      // Of every second image bytes stay missing, since no container reads them.
+      const unread = { name: 'unread', content: randomContent(seeded(index + count), FILE_BYTES) }
+      const own = await pack({ name: 'file', content }, ...(index % 2 === 1 ? [unread] : []))
       const layout = writeOciLayout(join(scratch.dir, `layout-${index}`), {
         layers: [base, own],
         process: { Env: ['PATH=/bin'] },
@@ -127,6 +133,23 @@ export class World implements AsyncDisposable {
       bytes[at] = (bytes[at] ?? 0) ^ (1 + random(255))
     }
     writeFileSync(join(dir, name), bytes)
+  }
+
+  /**
+   * Turns a bit in some parts of every layer that has others missing, mounted or not, unless the kernel reads its bytes without
+   * the agent. Resolves to how many parts that were. The agent must not run.
+   */
+  async damageArriving(random: (max: number) => number): Promise<number> {
+    const layers = join(this.node.agent.root, 'layers')
+    let damaged = 0
+    for (const id of readdirSync(layers).toSorted()) {
+      const dir = join(layers, id)
+      // One that is half-built, or whose map is damaged, is never read again.
+      const units = await unitsOnDisk(dir).catch(() => undefined)
+      if (units === undefined || units.wasMounted || units.missing.length === 0) continue
+      damaged += (await damageUnits(dir, random, 1 + random(DAMAGED_UNITS_MAX))).length
+    }
+    return damaged
   }
 
   /** Takes containerd's way to the agent away. */

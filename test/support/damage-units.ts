@@ -10,12 +10,15 @@ export async function unitsOnDisk(dir: string): Promise<{
   readonly present: number[]
   readonly missing: number[]
   readonly starts: Float64Array
+  /** As `LayerFile.wasMounted`. */
+  readonly wasMounted: boolean
 }> {
   const map = readLayerMap(await readFile(join(dir, 'map')))
   await using file = await LayerFile.open(dir, map, { log: listeningLog() })
   const missing = file.missingUnits()
   const units = [...Array(unitCount(map.starts)).keys()]
-  return { missing, present: units.filter((unit) => file.has(unit)), starts: map.starts }
+  const present = units.filter((unit) => file.has(unit))
+  return { missing, present, starts: map.starts, wasMounted: file.wasMounted }
 }
 
 /**
