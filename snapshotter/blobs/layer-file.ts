@@ -64,6 +64,7 @@ export class LayerFile implements AsyncDisposable {
   #unreadable = 0
   #damaged = 0
   #full = false
+  #isClosed = false
   #wasMounted: boolean
   #persisting: Promise<void> = Promise.resolve()
 
@@ -173,7 +174,7 @@ export class LayerFile implements AsyncDisposable {
 
   /**
    * Compares what the disk has of a unit with its checksum. One that is damaged, or cannot be read, is missing from then on,
-   * and threads that may have read it since look again; the log says so once.
+   * and threads that may have read it since look again; the log says so once. Rejects with LayerError ABORTED once it is closed.
    */
   check(unit: number): Promise<UnitState> {
     const running = this.#checking.get(unit)
@@ -338,6 +339,7 @@ export class LayerFile implements AsyncDisposable {
 
   /** Makes durable what is here, as far as the disk lets us, and closes the files. */
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#isClosed = true
     try {
       await this.flush()
     } catch (error) {
@@ -380,6 +382,11 @@ export class LayerFile implements AsyncDisposable {
       const checksum = await checksumOf(this.#data, unitRange(this.map, unit)).catch(
         () => undefined,
       )
+      if (this.#isClosed) {
+        throw new LayerError('ABORTED', `the layer file in ${this.dir} is closed`, {
+          dir: this.dir,
+        })
+      }
       // What went meanwhile may have been read as zeros, and may be here again.
       if (Atomics.load(this.units.evictions, 0) !== evictions) continue
       if (checksum !== this.#checksums[unit]) break

@@ -5,6 +5,7 @@ import { LayerFile } from '../../../snapshotter/blobs/layer-file.ts'
 import { LayerFileWriter } from '../../../snapshotter/blobs/layer-file-writer.ts'
 import { unitRange } from '../../../snapshotter/blobs/shared-units.ts'
 import { MNT_DETACH, mount, umount } from '../../../snapshotter/kernel/libc.ts'
+import { failureOf } from '../../support/failure-of.ts'
 import { listeningLog } from '../../support/fuse-mount.ts'
 import { seeded } from '../../support/seeded.ts'
 import { plainMap, randomLayer, unitBytes } from './random-layer.ts'
@@ -202,6 +203,21 @@ describe('of what an earlier process left', () => {
     }
     await using file = await openLayer()
     expect([1, 2].map((unit) => file.has(unit))).toEqual([false, false])
+  })
+
+  test('nothing is called damaged because the file was closed meanwhile', async () => {
+    await earlier((file) => keepAll(file, [1, 2]))
+    const log = listeningLog()
+    const file = await LayerFile.open(dir, LAYER.map, { log })
+    const checking = [1, 2].map((unit) => failureOf(() => file.check(unit)))
+    await file[Symbol.asyncDispose]()
+    for (const failure of [
+      ...(await Promise.all(checking)),
+      await failureOf(() => file.check(1)),
+    ]) {
+      expect(failure).toMatchObject({ code: 'ABORTED' })
+    }
+    expect(log.sentences).toEqual([])
   })
 
   test('units stay, also if they were not looked at before the next restart', async () => {
