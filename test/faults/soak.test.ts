@@ -26,6 +26,7 @@ const ENDS_WORKER: ReadonlySet<string> = new Set([
   'the agent is stopped and started',
   'the agent makes room for itself',
   'the disk damages a file of a layer that is not mounted',
+  'the disk damages bytes of layers that are still arriving',
 ])
 
 /** What a worker's memory at rest differs by from one look to the next, in MiB: pages of malloc, a heap before its collection. */
