@@ -1,6 +1,6 @@
 import { BlobStore } from './blobs/blob-store.ts'
 import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
-import type { LazyLayer } from './blobs/lazy-layer.ts'
+import type { Fetched, LazyLayer } from './blobs/lazy-layer.ts'
 import type { BlockSource, Priority } from './block-source.ts'
 import type { ClusterPeers } from './cluster-peers.ts'
 import { type ContainerName, containersOn } from './containers-on-mounts.ts'
@@ -187,7 +187,7 @@ export class Snapshotter implements AsyncDisposable {
     setAsideDamaged(config.root, log)
     const places = layerPlaces(config.root, config.fuse?.dir ?? '')
     const catalog = opened.use(new Catalog(`${config.root}/catalog.db`))
-    const queue = new FetchQueue<Uint8Array>({
+    const queue = new FetchQueue<Fetched>({
       ...DEFAULT_FETCH_LIMITS,
       total: config.fetchConcurrency,
       prefetch: shareOf(config.fetchConcurrency, 3, DEFAULT_FETCH_LIMITS.prefetch),
@@ -719,7 +719,7 @@ export type PullOptions = {
 type Parts = {
   readonly catalog: Catalog
   readonly store: BlobStore
-  readonly queue: FetchQueue<Uint8Array>
+  readonly queue: FetchQueue<Fetched>
   readonly builder: LayerBuilder
   readonly mounts: LayerMounts
   readonly layers: Layers

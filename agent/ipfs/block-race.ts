@@ -83,6 +83,7 @@ export class BlockRace {
     try {
       const bytes = await provider.get(this.#cid, this.#losers.signal)
       if (this.#over) return
+      this.#running.delete(provider)
       this.#outcomes.won(provider, bytes.length)
       this.#finish(() => this.#result.resolve(bytes))
     } catch (error) {
@@ -118,6 +119,8 @@ export class BlockRace {
     this.#over = true
     clearTimeout(this.#timer)
     settle()
+    // Making an error takes its stack, a tenth of what a small block costs: only where somebody is told.
+    if (this.#running.size === 0) return
     this.#losers.abort(
       new BlockError('CANCELLED', `block ${this.#cid.toString()} came from elsewhere`),
     )

@@ -9,14 +9,15 @@ import { treeEntries } from './tree-entries.ts'
 const SUITE = 'bookworm'
 
 /** What Node 24 is linked with; a shell for our start scripts; `sleep`, which is the FUSE keeper; `setpriv`; `unshare` for user namespaces; roots of trust. */
-const PACKAGES = 'libc6 libstdc++6 libgcc-s1 dash coreutils util-linux ca-certificates'.split(' ')
+const PACKAGES =
+  'libc6 libstdc++6 libgcc-s1 libzstd1 dash coreutils util-linux ca-certificates'.split(' ')
 
 /** Of these packages and of what they depend on: no more than is called, and than whoever looks around in a container wants. */
 const PROGRAMS = 'sh|dash|sleep|readlink|dirname|chroot|setpriv|unshare|cat|ls|env|id|stat'
 
 /** What these programs and Node are linked with, and what the C library opens by itself to look up names. */
 const LIBRARIES =
-  'ld-linux[-_0-9a-z]*|libc|libm|libdl|libpthread|librt|libresolv|libnss_dns|libnss_files|libstdc\\+\\+|libgcc_s|libcap-ng|libselinux|libpcre2-8'
+  'ld-linux[-_0-9a-z]*|libc|libm|libdl|libpthread|librt|libresolv|libnss_dns|libnss_files|libstdc\\+\\+|libgcc_s|libcap-ng|libselinux|libzstd|libpcre2-8'
 
 const WANTED = new RegExp(
   [

@@ -8,8 +8,9 @@ import { LayerFile } from './layer-file.ts'
 import { LayerFileWriter } from './layer-file-writer.ts'
 import type { LayerMap } from './layer-map.ts'
 import type { UnitSource } from './layer-source.ts'
-import { LazyLayer, type ReadRequest, type WaitEvent } from './lazy-layer.ts'
+import { type Fetched, LazyLayer, type ReadRequest, type WaitEvent } from './lazy-layer.ts'
 import { unitCount, unitRange } from './shared-units.ts'
+import { UnitBuffers } from './unit-buffers.ts'
 
 /** How long bytes may be here without being called so after a crash, in ms. 5 s at 250 MB/s: about 1 GiB fetched again at worst. */
 const FLUSH_INTERVAL_MS = 5_000
@@ -41,7 +42,7 @@ export type LayerToHold = {
 }
 
 type Collaborators = {
-  readonly queue: FetchQueue<Uint8Array>
+  readonly queue: FetchQueue<Fetched>
   readonly log: Log
   /** Told of each part that a foreground read had to wait for. */
   readonly onWait?: (event: WaitEvent) => void
@@ -54,11 +55,12 @@ type Collaborators = {
 /** The layer files of this node: on disk as far as they were read, fetched on demand, within a number of bytes. */
 export class BlobStore implements AsyncDisposable {
   readonly #config: BlobStoreConfig
-  readonly #queue: FetchQueue<Uint8Array>
+  readonly #queue: FetchQueue<Fetched>
   readonly #log: Log
   readonly #onWait: (event: WaitEvent) => void
   readonly #onComplete: (layer: LazyLayer) => void
   readonly #pinned: () => ReadonlySet<number>
+  readonly #buffers = new UnitBuffers()
   readonly #layers = new Map<number, LazyLayer>()
   readonly #names = new Set<string>()
   readonly #flushTimer: NodeJS.Timeout
@@ -111,6 +113,7 @@ export class BlobStore implements AsyncDisposable {
         {
           source,
           queue: this.#queue,
+          buffers: this.#buffers,
           onWait: this.#onWait,
           onArrival: (arrived, bytes) => this.#arrived(arrived, bytes),
         },

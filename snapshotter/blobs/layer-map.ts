@@ -19,8 +19,11 @@ export interface LayerMap {
   readonly coding?: UnitCoding
   /** The blob bytes that unit `unit` is decoded from. */
   blobRange(unit: number): ByteRange
-  /** Decodes a unit from exactly the bytes of its `blobRange`. Throws LayerError DATA_LOSS if they do not make it. */
-  decode(unit: number, blob: Uint8Array): Uint8Array
+  /**
+   * Decodes a unit from exactly the bytes of its `blobRange`, which must not change meanwhile. Throws LayerError DATA_LOSS, or rejects
+   * with it, if they do not make it. What it gives may lie in `into`, memory as long as the unit, or be `blob` itself.
+   */
+  decode(unit: number, blob: Uint8Array, into?: Uint8Array): Uint8Array | Promise<Uint8Array>
   /** The map as bytes, for the disk; `readLayerMap` is the way back. */
   toBytes(): Uint8Array
 }

@@ -2,10 +2,11 @@ import { setTimeout } from 'node:timers/promises'
 import type { Priority } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
 import { LayerError, RegistryError } from '../errors.ts'
-import type { FetchQueue } from './fetch-queue.ts'
+import type { FetchQueue, FetchRequest } from './fetch-queue.ts'
 import type { LayerFile } from './layer-file.ts'
 import type { UnitSource } from './layer-source.ts'
 import { unitAt, unitRange } from './shared-units.ts'
+import type { UnitBuffers } from './unit-buffers.ts'
 
 /** Before a registry that failed is asked again, in ms: 250, then twice that each time, up to 4 s. */
 const FIRST_PAUSE_MS = 250
@@ -34,9 +35,13 @@ export type WaitEvent = {
   readonly error: unknown
 }
 
+/** What a fetch gives: the bytes of a unit, or, if nobody waited for them when it began, word that the layer file has them. */
+export type Fetched = Uint8Array | 'kept'
+
 type Collaborators = {
   readonly source: UnitSource
-  readonly queue: FetchQueue<Uint8Array>
+  readonly queue: FetchQueue<Fetched>
+  readonly buffers: UnitBuffers
   readonly onWait: (event: WaitEvent) => void
   /** Called with the bytes of each unit after it arrived. */
   readonly onArrival: (layer: LazyLayer, bytes: number) => void
@@ -48,7 +53,8 @@ export class LazyLayer implements AsyncDisposable {
   readonly name: string
   readonly file: LayerFile
   readonly #source: UnitSource
-  readonly #queue: FetchQueue<Uint8Array>
+  readonly #queue: FetchQueue<Fetched>
+  readonly #buffers: UnitBuffers
   readonly #onWait: (event: WaitEvent) => void
   readonly #onArrival: (layer: LazyLayer, bytes: number) => void
   readonly #closed = new AbortController()
@@ -56,13 +62,14 @@ export class LazyLayer implements AsyncDisposable {
 
   constructor(
     { inode, name, file }: { inode: number; name: string; file: LayerFile },
-    { source, queue, onWait, onArrival }: Collaborators,
+    { source, queue, buffers, onWait, onArrival }: Collaborators,
   ) {
     this.inode = inode
     this.name = name
     this.file = file
     this.#source = source
     this.#queue = queue
+    this.#buffers = buffers
     this.#onWait = onWait
     this.#onArrival = onArrival
   }
@@ -93,19 +100,19 @@ export class LazyLayer implements AsyncDisposable {
    * they are not in it, and with the BlockError or LayerError of a unit that cannot be had.
    */
   async read(range: ByteRange, request: ReadRequest): Promise<Buffer> {
-    const { layerSize } = this.file.map
-    if (range.start < 0 || range.end < range.start || range.end > layerSize) {
-      throw new LayerError(
-        'OUT_OF_RANGE',
-        `bytes ${range.start} to ${range.end} are not in layer ${this.name} of ${layerSize} bytes`,
-        { layer: this.name, start: range.start, end: range.end, layerSize },
-      )
-    }
+    this.#checkRange(range)
     // Not zeroed: every byte is written below. What is not touched yet, while the network is slow, takes no memory.
     const bytes = Buffer.allocUnsafeSlow(range.end - range.start)
-    if (bytes.length === 0) return bytes
+    await this.readInto(range, bytes, request)
+    return bytes
+  }
+
+  /** As `read`, into the caller's `bytes`, which are as long as `range`. They hold rubbish until it resolves. */
+  async readInto(range: ByteRange, bytes: Buffer, request: ReadRequest): Promise<void> {
+    this.#checkRange(range)
+    if (bytes.length === 0) return
     // Where the disk fails, unit by unit: it may be one of them.
-    if (await this.file.readPresent(range, bytes).catch(() => false)) return bytes
+    if (await this.file.readPresent(range, bytes).catch(() => false)) return
     for (let units = unitsOf(this.file, range); units.length > 0; ) {
       const served = await Promise.all(
         units.map((unit) => this.#readUnit(unit, range, bytes, request)),
@@ -113,7 +120,6 @@ export class LazyLayer implements AsyncDisposable {
       // What was taken away while it was read is asked for again.
       units = units.filter((_, index) => served[index] === false)
     }
-    return bytes
   }
 
   /** Makes sure that a unit is here, unless the disk is full. Rejects as `read`. */
@@ -125,6 +131,17 @@ export class LazyLayer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed.abort()
     await this.file[Symbol.asyncDispose]()
+  }
+
+  #checkRange(range: ByteRange): void {
+    const { layerSize } = this.file.map
+    if (range.start < 0 || range.end < range.start || range.end > layerSize) {
+      throw new LayerError(
+        'OUT_OF_RANGE',
+        `bytes ${range.start} to ${range.end} are not in layer ${this.name} of ${layerSize} bytes`,
+        { layer: this.name, start: range.start, end: range.end, layerSize },
+      )
+    }
   }
 
   /** Puts the unit's part of `range` into its place in `bytes`; false if it has to be tried again. */
@@ -149,6 +166,7 @@ export class LazyLayer implements AsyncDisposable {
       }
     }
     const fetched = await this.#fetchWatched(unit, part, request)
+    if (fetched === 'kept') return this.file.readPresent(part, into)
     this.file.noteUse(unit)
     // From memory: on a full disk, or when the cache is too small for what is read, it may be gone from there.
     into.set(fetched.subarray(part.start - whole.start, part.end - whole.start))
@@ -157,17 +175,17 @@ export class LazyLayer implements AsyncDisposable {
 
   /** The bytes of a unit that is here, as they were published, whatever the disk has. */
   async #fetchAgain(unit: number, { priority, signal }: ReadRequest): Promise<Uint8Array> {
+    const source = this.#source.origin ?? this.#source
     const bytes = await this.#queue.run(
       `unit ${unit} of layer ${this.name} again`,
       priority,
-      (turn) => (this.#source.origin ?? this.#source).fetchUnit(unit, turn),
+      (turn) => source.fetchUnit(unit, turn),
       AbortSignal.any([signal, this.#closed.signal]),
     )
-    this.#checkLength(unit, bytes)
-    return bytes
+    return this.#checked(unit, bytes)
   }
 
-  async #fetchWatched(unit: number, part: ByteRange, request: ReadRequest): Promise<Uint8Array> {
+  async #fetchWatched(unit: number, part: ByteRange, request: ReadRequest): Promise<Fetched> {
     if (request.priority !== 'foreground') return this.#fetch(unit, request)
     const [startedMs, started] = [Date.now(), performance.now()]
     const tell = (error: unknown): void =>
@@ -182,9 +200,9 @@ export class LazyLayer implements AsyncDisposable {
         error,
       })
     try {
-      const bytes = await this.#fetchPatiently(unit, request)
+      const fetched = await this.#fetchPatiently(unit, request)
       tell(undefined)
-      return bytes
+      return fetched
     } catch (error) {
       tell(error)
       throw error
@@ -195,7 +213,7 @@ export class LazyLayer implements AsyncDisposable {
    * A page fault waits for a registry that is down, or that wants credentials which somebody may renew, until its deadline. It
    * asks again and again from here, since its place in the queue is needed by those that can be served.
    */
-  async #fetchPatiently(unit: number, request: ReadRequest): Promise<Uint8Array> {
+  async #fetchPatiently(unit: number, request: ReadRequest): Promise<Fetched> {
     const endMs = performance.now() + this.#queue.deadlineMs.foreground
     const signal = AbortSignal.any([request.signal, this.#closed.signal])
     for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS)) {
@@ -210,26 +228,36 @@ export class LazyLayer implements AsyncDisposable {
     }
   }
 
-  #fetch(unit: number, { priority, signal }: ReadRequest): Promise<Uint8Array> {
+  #fetch(unit: number, { priority, signal }: ReadRequest): Promise<Fetched> {
+    const { start, end } = unitRange(this.file.map, unit)
     return this.#queue.run(
       `unit ${unit} of layer ${this.name}`,
       priority,
-      async (turn) => {
-        const bytes = await this.#source.fetchUnit(unit, turn)
-        this.#checkLength(unit, bytes)
-        if (!this.#closed.signal.aborted) {
-          await this.file.keep(unit, bytes)
-          this.#onArrival(this, bytes.length)
-        }
-        return bytes
-      },
+      (turn) =>
+        turn.priority === 'foreground'
+          ? this.#fetchAndKeep(unit, turn)
+          : this.#buffers.lend(end - start, async (into) => {
+              const bytes = await this.#fetchAndKeep(unit, turn, into)
+              if (this.file.has(unit)) return 'kept'
+              // The disk is full, and somebody may have come to wait for it.
+              return bytes === into ? Uint8Array.from(bytes) : bytes
+            }),
       AbortSignal.any([signal, this.#closed.signal]),
     )
   }
 
-  #checkLength(unit: number, bytes: unknown): void {
+  async #fetchAndKeep(unit: number, turn: FetchRequest, into?: Uint8Array): Promise<Uint8Array> {
+    const bytes = this.#checked(unit, await this.#source.fetchUnit(unit, turn, into))
+    if (!this.#closed.signal.aborted) {
+      await this.file.keep(unit, bytes)
+      this.#onArrival(this, bytes.length)
+    }
+    return bytes
+  }
+
+  #checked(unit: number, bytes: unknown): Uint8Array {
     const { start, end } = unitRange(this.file.map, unit)
-    if (bytes instanceof Uint8Array && bytes.length === end - start) return
+    if (bytes instanceof Uint8Array && bytes.length === end - start) return bytes
     const got = bytes instanceof Uint8Array ? `${bytes.length} bytes` : 'no bytes'
     throw new LayerError(
       'DATA_LOSS',

@@ -6,10 +6,10 @@ import { ChunkLayerMap } from '../toc/chunked/chunk-layer-map.ts'
 import { sameEstargzToc } from '../toc/estargz/same-estargz-toc.ts'
 import type { LayerToc } from '../toc/layer-toc.ts'
 import { sameToc } from '../toc/same-toc.ts'
-import { TarStreamWalk, walkTar } from '../toc/walk-tar.ts'
+import { TarStreamWalk } from '../toc/walk-tar.ts'
 
-/** Bytes hashed in one go. 1 MiB: under 2 ms of the event loop. */
-const PIECE_BYTES = 1024 ** 2
+/** Bytes hashed and walked in one go. 512 KiB: 0.3 ms, and where they are nothing but headers of empty files under 10. */
+const PIECE_BYTES = 512 * 1024
 
 /** What a complete layer turned out to be; anything but `intact` is a lie of whoever published it. */
 export type Verdict =
@@ -30,20 +30,23 @@ export async function verifyLayer(
     return verifyRearranged(held, map, promised, signal)
   }
   const { layerSize } = map
-  const request = { priority: 'background', signal } as const
   const { algorithm } = parseDigest(promised.diffId)
-  const hash = createHash(algorithm)
+  const [hash, walk] = [createHash(algorithm), new TarStreamWalk()]
+  let walkFailure: LayerError | undefined
+  // One piece after the other into the same memory: a gibibyte of buffers would have to be collected.
+  const piece = Buffer.allocUnsafeSlow(Math.min(PIECE_BYTES, layerSize))
   for (let start = 0; start < layerSize; start += PIECE_BYTES) {
-    hash.update(await held.read({ start, end: Math.min(start + PIECE_BYTES, layerSize) }, request))
+    const end = Math.min(start + PIECE_BYTES, layerSize)
+    const bytes = piece.subarray(0, end - start)
+    await held.readInto({ start, end }, bytes, { priority: 'background', signal })
+    hash.update(bytes)
+    // Its bytes may be no tar at all: then they have another diff ID.
+    walkFailure ??= failureOf(() => walk.push(bytes))
   }
   const diffId = `${algorithm}:${hash.digest('hex')}`
   if (diffId !== promised.diffId) return otherLayer(diffId, promised.diffId)
-  const toc = await walkTar(
-    (offset, length) => held.read({ start: offset, end: offset + length }, request),
-    layerSize,
-    signal,
-  )
-  return tocVerdict(sameToc(toc, promised.toc))
+  if (walkFailure !== undefined) throw walkFailure
+  return tocVerdict(sameToc(walk.end(), promised.toc))
 }
 
 /** The same of a layer whose file is not its tar: the tar is put together from it, unit by unit. */

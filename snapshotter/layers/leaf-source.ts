@@ -20,9 +20,9 @@ export class LeafSource implements UnitSource {
     this.#open = open
   }
 
-  async fetchUnit(unit: number, request: BlockRequest): Promise<Uint8Array> {
+  async fetchUnit(unit: number, request: BlockRequest, into?: Uint8Array): Promise<Uint8Array> {
     const blob = await this.#leaves()
-    return this.map.decode(unit, await blob.readRange(this.map.blobRange(unit), request))
+    return this.map.decode(unit, await blob.readRange(this.map.blobRange(unit), request), into)
   }
 
   /** The leaf that unit `unit` is made of; undefined if it is made of a part of one, or of several. */

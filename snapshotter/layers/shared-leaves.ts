@@ -77,11 +77,11 @@ export class SharedLeaves implements Disposable {
       this.#log.warn({ layer, reason: String(error) }, sentence)
     })
     return {
-      fetchUnit: async (unit, request) => {
+      fetchUnit: async (unit, request, into) => {
         const { start, end } = unitRange({ starts }, unit)
         const cid = await units.leafOf(unit)
-        const here = cid && (await this.#bytesOf({ cid, coding, bytes: end - start }))
-        return here ?? units.fetchUnit(unit, request)
+        const here = cid && (await this.#bytesOf({ cid, coding, bytes: end - start }, into))
+        return here ?? units.fetchUnit(unit, request, into)
       },
       origin: units,
     }
@@ -97,12 +97,15 @@ export class SharedLeaves implements Disposable {
     this.#db.close()
   }
 
-  async #bytesOf(wanted: SharedUnit): Promise<Uint8Array | undefined> {
+  async #bytesOf(
+    wanted: SharedUnit,
+    into: Uint8Array | undefined,
+  ): Promise<Uint8Array | undefined> {
     if (!this.#db.isOpen) return undefined
     const rows = this.#find.all(wanted.cid.bytes, codings[wanted.coding])
     for (const { layer, unit } of rows) {
       try {
-        const copy = await this.#copy(Number(layer), Number(unit), wanted)
+        const copy = await this.#copy(Number(layer), Number(unit), wanted, into)
         if (copy === undefined) continue
         this.#onReuse(copy.length)
         return copy
@@ -114,7 +117,12 @@ export class SharedLeaves implements Disposable {
     return undefined
   }
 
-  async #copy(layer: number, unit: number, wanted: SharedUnit): Promise<Uint8Array | undefined> {
+  async #copy(
+    layer: number,
+    unit: number,
+    wanted: SharedUnit,
+    into: Uint8Array | undefined,
+  ): Promise<Uint8Array | undefined> {
     const units = this.#layers.get(layer)
     const file = this.#store.get(fuseInode(layer))?.file
     if (units === undefined || file === undefined) return undefined
@@ -125,7 +133,7 @@ export class SharedLeaves implements Disposable {
     if (!isSame || (await units.leafOf(unit))?.equals(wanted.cid) !== true) return undefined
     // What the disk has damaged here would be damaged there, and its checksum would be right.
     if ((await file.check(unit)) !== 'sound') return undefined
-    const copy = Buffer.allocUnsafeSlow(wanted.bytes)
+    const copy = into ?? Buffer.allocUnsafeSlow(wanted.bytes)
     return (await file.readPresent(range, copy)) ? copy : undefined
   }
 

@@ -4,7 +4,7 @@ import type { ByteRange } from '../byte-range.ts'
 import { LayerError } from '../errors.ts'
 import { ByteReader } from './byte-reader.ts'
 import { ByteWriter } from './byte-writer.ts'
-import { decodeZstdFrame, zstdFrames } from './zstd-frames.ts'
+import { decodeZstdInto } from './zstd-frames.ts'
 
 /** One IPFS leaf of a published layer: whole zstd frames. */
 export type ZstdUnit = {
@@ -65,28 +65,15 @@ export class ZstdLayerMap implements LayerMap {
     return rangeOf(this.#blobStarts, unit)
   }
 
-  decode(unit: number, blob: Uint8Array): Uint8Array {
+  async decode(unit: number, blob: Uint8Array, into?: Uint8Array): Promise<Uint8Array> {
     const { start, end } = this.blobRange(unit)
     const size = (this.starts[unit + 1] ?? 0) - (this.starts[unit] ?? 0)
     const at = `unit ${unit} of the layer, bytes [${start}, ${end}) of its blob`
     if (blob.length !== end - start) {
       throw new LayerError('DATA_LOSS', `${at}: got ${blob.length} bytes`, { unit })
     }
-    const frames = zstdFrames(blob, start)
-    let decodedBytes = 0
-    for (const frame of frames) decodedBytes += frame.contentSize ?? Number.NaN
-    if (decodedBytes !== size) {
-      const message = `${at}: its frames declare ${decodedBytes} bytes, the layer's index says ${size}`
-      throw new LayerError('DATA_LOSS', message, { unit })
-    }
-    const decoded = Buffer.allocUnsafe(size)
-    let filled = 0
-    for (const frame of frames) {
-      if (frame.contentSize === undefined || frame.contentSize === 0) continue
-      const bytes = blob.subarray(frame.start, frame.end)
-      decoded.set(decodeZstdFrame(bytes, frame.contentSize, start + frame.start), filled)
-      filled += frame.contentSize
-    }
+    const decoded = into ?? Buffer.allocUnsafe(size)
+    await decodeZstdInto(decoded, blob, start)
     return decoded
   }
 

@@ -7,7 +7,7 @@ import { LayerError } from '../../errors.ts'
 import { ByteReader } from '../byte-reader.ts'
 import { ByteWriter } from '../byte-writer.ts'
 import { TAR_BLOCK_BYTES } from '../entry-limits.ts'
-import { decodeZstdFrames } from '../zstd-frames.ts'
+import { decodeZstdInto } from '../zstd-frames.ts'
 
 /**
  * Whole zstd frames, or gzip members, that follow one another in the blob: a chunk of a file, the headers between two files, or,
@@ -132,32 +132,41 @@ export class ChunkLayerMap implements LayerMap {
     return { start, end }
   }
 
-  decode(unit: number, blob: Uint8Array): Uint8Array {
+  async decode(unit: number, blob: Uint8Array, into?: Uint8Array): Promise<Uint8Array> {
     const { start, end } = this.blobRange(unit)
     if (blob.length !== end - start) {
       const at = `unit ${unit} of the layer, bytes [${start}, ${end}) of its blob`
       throw new LayerError('DATA_LOSS', `${at}: got ${blob.length} bytes`, { unit })
     }
-    const decoded = Buffer.allocUnsafe((this.starts[unit + 1] ?? 0) - (this.starts[unit] ?? 0))
-    let [blobAt, filled] = [0, 0]
-    for (const piece of this.#piecesOf(unit)) {
-      const { blobBytes, layerBytes, sha256, tailFrom = layerBytes } = piece
-      const stored = blob.subarray(blobAt, blobAt + blobBytes)
-      const bytes =
-        this.#format === 'zstd'
-          ? decodeZstdFrames(stored, layerBytes, start + blobAt)
-          : decodeMembers(stored, piece, start + blobAt)
-      const digest = hash('sha256', bytes.subarray(0, tailFrom), 'buffer')
+    const decoded =
+      into ?? Buffer.allocUnsafe((this.starts[unit + 1] ?? 0) - (this.starts[unit] ?? 0))
+    // All pieces in one go: where one ends in what they make together, its digest tells, or at last the diff ID.
+    if (this.#format === 'zstd') await decodeZstdInto(decoded, blob, start)
+    else this.#decodeMembers(unit, blob, decoded)
+    let [blobAt, filled] = [start, 0]
+    for (const { blobBytes, layerBytes, sha256, tailFrom = layerBytes } of this.#piecesOf(unit)) {
+      const chunk = decoded.subarray(filled, filled + tailFrom)
+      const digest = hash('sha256', chunk, 'buffer')
       if (sha256 !== undefined && !digest.equals(sha256)) {
-        const at = `chunk at bytes [${start + blobAt}, ${start + blobAt + blobBytes}) of the blob`
+        const at = `chunk at bytes [${blobAt}, ${blobAt + blobBytes}) of the blob`
         const digests = `${hex(digest)}, its table of contents says ${hex(sha256)}`
         throw new LayerError('DATA_LOSS', `${at} has sha256 ${digests}`, { unit })
       }
-      decoded.set(bytes, filled)
       filled += layerBytes
       blobAt += blobBytes
     }
     return decoded
+  }
+
+  #decodeMembers(unit: number, blob: Uint8Array, into: Uint8Array): void {
+    const { start } = this.blobRange(unit)
+    let [blobAt, filled] = [0, 0]
+    for (const piece of this.#piecesOf(unit)) {
+      const stored = blob.subarray(blobAt, blobAt + piece.blobBytes)
+      into.set(decodeMembers(stored, piece, start + blobAt), filled)
+      filled += piece.layerBytes
+      blobAt += piece.blobBytes
+    }
   }
 
   /** The parts of the tar that a unit's bytes of the layer file hold. Throws LayerError DATA_LOSS if they are damaged. */

@@ -166,7 +166,8 @@ test.each<[Priority, number]>([
   expect(slow.asked.length + quick.asked.length).toBe(asked)
   ;(quick.asked[0] ?? slow.asked[0])?.answer(block('x'))
   expect(Buffer.from(await got)).toEqual(block('x'))
-  expect(slow.asked[0]?.signal.aborted).toBe(true)
+  // Who was too late is told; who answered has nothing to break off.
+  expect(slow.asked[0]?.signal.aborted).toBe(asked > 1)
 })
 
 test('a hedge does not wake providers that failed lately', async () => {

@@ -2,6 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { BlobStore } from '../../../snapshotter/blobs/blob-store.ts'
 import { DEFAULT_FETCH_LIMITS, FetchQueue } from '../../../snapshotter/blobs/fetch-queue.ts'
+import type { Fetched } from '../../../snapshotter/blobs/lazy-layer.ts'
 import type { Priority } from '../../../snapshotter/block-source.ts'
 import { BlockError, RegistryError } from '../../../snapshotter/errors.ts'
 import { failureOf } from '../../support/failure-of.ts'
@@ -14,7 +15,7 @@ const INODE = 100
 async function failing(error: Error, times: number, deadlineMs = 10_000) {
   const root = await mkdtemp('/tmp/patient-reads-')
   onTestFinished(() => rm(root, { recursive: true, force: true }))
-  const queue = new FetchQueue<Uint8Array>({
+  const queue = new FetchQueue<Fetched>({
     ...DEFAULT_FETCH_LIMITS,
     total: 1,
     deadlineMs: { ...DEFAULT_FETCH_LIMITS.deadlineMs, foreground: deadlineMs },

@@ -6,7 +6,7 @@ import { expect, test } from 'vitest'
 import { BlobStore } from '../../../snapshotter/blobs/blob-store.ts'
 import { DEFAULT_FETCH_LIMITS, FetchQueue } from '../../../snapshotter/blobs/fetch-queue.ts'
 import type { UnitSource } from '../../../snapshotter/blobs/layer-source.ts'
-import type { WaitEvent } from '../../../snapshotter/blobs/lazy-layer.ts'
+import type { Fetched, WaitEvent } from '../../../snapshotter/blobs/lazy-layer.ts'
 import { BlockError } from '../../../snapshotter/errors.ts'
 import { FuseServer } from '../../../snapshotter/fuse/fuse-server.ts'
 import { MNT_DETACH, mount as mountFileSystem, umount } from '../../../snapshotter/kernel/libc.ts'
@@ -25,7 +25,7 @@ async function serve(
   const log = listeningLog()
   const waits: WaitEvent[] = []
   const mount = parts.use(await FuseMount.create())
-  const queue = new FetchQueue<Uint8Array>({
+  const queue = new FetchQueue<Fetched>({
     ...DEFAULT_FETCH_LIMITS,
     deadlineMs: { foreground: deadlineMs, prefetch: deadlineMs, background: deadlineMs },
   })

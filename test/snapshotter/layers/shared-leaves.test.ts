@@ -6,6 +6,7 @@ import { expect, onTestFinished, test } from 'vitest'
 import { BlobStore } from '../../../snapshotter/blobs/blob-store.ts'
 import { DEFAULT_FETCH_LIMITS, FetchQueue } from '../../../snapshotter/blobs/fetch-queue.ts'
 import type { UnitCoding } from '../../../snapshotter/blobs/layer-map.ts'
+import type { Fetched } from '../../../snapshotter/blobs/lazy-layer.ts'
 import { fuseInode } from '../../../snapshotter/layers/layer-places.ts'
 import { type LeafUnits, SharedLeaves } from '../../../snapshotter/layers/shared-leaves.ts'
 import { damageUnits } from '../../support/damage-units.ts'
@@ -190,7 +191,7 @@ async function openShared(): Promise<{
   const log = listeningLog()
   const opened = new AsyncDisposableStack()
   opened.use(scratch)
-  const queue = new FetchQueue<Uint8Array>(DEFAULT_FETCH_LIMITS)
+  const queue = new FetchQueue<Fetched>(DEFAULT_FETCH_LIMITS)
   const store = opened.use(
     await BlobStore.open({ root: join(scratch.dir, 'layers'), bytesMax: 2 ** 30 }, { queue, log }),
   )

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
 import { BlobStore } from '../../../snapshotter/blobs/blob-store.ts'
 import { DEFAULT_FETCH_LIMITS, FetchQueue } from '../../../snapshotter/blobs/fetch-queue.ts'
-import type { LazyLayer } from '../../../snapshotter/blobs/lazy-layer.ts'
+import type { Fetched, LazyLayer } from '../../../snapshotter/blobs/lazy-layer.ts'
 import type { BlockRequest } from '../../../snapshotter/block-source.ts'
 import { PrefetchedUnits } from '../../../snapshotter/prefetch/prefetched-units.ts'
 import { replayRanges } from '../../../snapshotter/prefetch/replay-list.ts'
@@ -22,7 +22,7 @@ async function heldLayer() {
   const root = await mkdtemp('/tmp/replay-test-')
   onTestFinished(() => rm(root, { recursive: true, force: true }))
   const asked: Asked[] = []
-  const queue = new FetchQueue<Uint8Array>({ ...DEFAULT_FETCH_LIMITS, total: 16, prefetch: 12 })
+  const queue = new FetchQueue<Fetched>({ ...DEFAULT_FETCH_LIMITS, total: 16, prefetch: 12 })
   const store = await BlobStore.open(
     { root: join(root, 'layers'), bytesMax: 2 ** 30 },
     { queue, log: listeningLog() },

@@ -58,7 +58,7 @@ describe.each([1, 2])('a random tree, seed %i', (seed) => {
       const leaf = leaves[unit] ?? Buffer.alloc(0)
       expect(blob.subarray(start, end).equals(leaf), `unit ${unit}`).toBe(true)
       const part = tar.subarray(map.starts[unit], map.starts[unit + 1])
-      expect(Buffer.from(map.decode(unit, leaf)).equals(part), `unit ${unit}`).toBe(true)
+      expect(Buffer.from(await map.decode(unit, leaf)).equals(part), `unit ${unit}`).toBe(true)
     }
     // No block is beyond what IPFS implementations pass on, and groups of small files keep to their limit.
     expect(Math.max(...leaves.map(({ length }) => length))).toBeLessThanOrEqual(1 << 20)

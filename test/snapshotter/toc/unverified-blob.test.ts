@@ -48,14 +48,14 @@ async function open({ blob, annotations = {} }: Layer): Promise<Opened> {
 }
 
 /** Each file's content by its path, where every unit of it decodes; `refused` counts the units that do not. */
-function contentsOf({ toc, map }: Opened, blob: Uint8Array) {
+async function contentsOf({ toc, map }: Opened, blob: Uint8Array) {
   const layer = Buffer.alloc(map.layerSize)
   const missing: { start: number; end: number }[] = []
   for (let unit = 0; unit + 1 < map.starts.length; unit++) {
     const { start, end } = map.blobRange(unit)
     const [layerStart = 0, layerEnd = 0] = map.starts.subarray(unit, unit + 2)
     try {
-      layer.set(map.decode(unit, blob.subarray(start, end)), layerStart)
+      layer.set(await map.decode(unit, blob.subarray(start, end)), layerStart)
     } catch (error) {
       if (!(error instanceof LayerError)) throw error
       missing.push({ start: layerStart, end: layerEnd })
@@ -92,7 +92,7 @@ const layers: [string, () => Promise<Layer>][] = [
 describe.each(layers)('a layer of %s', (_, make) => {
   test('shows the same files as ever', async () => {
     const layer = await make()
-    const { contents, refused } = contentsOf(await open(layer), layer.blob)
+    const { contents, refused } = await contentsOf(await open(layer), layer.blob)
     expect(refused).toBe(0)
     expect(contents.size).toBeGreaterThan(2)
   })
@@ -100,7 +100,7 @@ describe.each(layers)('a layer of %s', (_, make) => {
   // Goal: no wrong byte is shown. Method: one byte of the blob is another; each file is as it was, or cannot be read.
   test('shows no wrong byte, whichever of the blob is changed', async () => {
     const layer = await make()
-    const honest = contentsOf(await open(layer), layer.blob).contents
+    const honest = (await contentsOf(await open(layer), layer.blob)).contents
     const random = seeded(11)
     let [unopened, unread] = [0, 0]
     for (let change = 0; change < 300; change++) {
@@ -115,7 +115,7 @@ describe.each(layers)('a layer of %s', (_, make) => {
         unopened += 1
         continue
       }
-      const { contents, refused } = contentsOf(opened, blob)
+      const { contents, refused } = await contentsOf(opened, blob)
       unread += refused
       for (const [path, content] of contents) {
         expect(content === honest.get(path), `byte ${at} changed ${path}`).toBe(true)
@@ -129,8 +129,8 @@ describe.each(layers)('a layer of %s', (_, make) => {
     const { toc, map } = await open(layer)
     const stored = readLayerMap(map.toBytes()) as ChunkLayerMap
     expect(stored.isBound).toBe(true)
-    const again = contentsOf({ toc, map: stored }, layer.blob)
-    expect(again).toEqual(contentsOf({ toc, map }, layer.blob))
+    const again = await contentsOf({ toc, map: stored }, layer.blob)
+    expect(again).toEqual(await contentsOf({ toc, map }, layer.blob))
   })
 
   test('is refused if the manifest does not say the digest of its table', async () => {

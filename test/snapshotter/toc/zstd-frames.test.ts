@@ -6,10 +6,12 @@ import { decodeZstdStream } from '../../../snapshotter/toc/decode-zstd-stream.ts
 import {
   decodeZstdFrame,
   decodeZstdFrames,
+  decodeZstdInto,
   isZstd,
   skippableFrame,
   zstdFrames,
 } from '../../../snapshotter/toc/zstd-frames.ts'
+import { zstdLibrary } from '../../../snapshotter/toc/zstd-library.ts'
 import { seeded } from '../../support/seeded.ts'
 
 const noAbort = new AbortController().signal
@@ -193,6 +195,55 @@ describe('decoding a stream', () => {
     )
     await expect(decoding).rejects.toMatchObject({ code: 'CANCELLED' })
     expect(isClosed).toBe(true)
+  })
+})
+
+describe.each([
+  ['libzstd', zstdLibrary()],
+  ['Node', 'none' as const],
+])('decoding frames into given memory by %s', (_, library) => {
+  const parts = [mixed(seeded(43), 300_000), Buffer.from('x'), mixed(seeded(44), 70_000)]
+  const whole = Buffer.concat(parts)
+  const stream = Buffer.concat([
+    ...parts.map((part) => zlib.zstdCompressSync(part)),
+    skippableFrame(Buffer.from('passed over')),
+    zstdProgram(Buffer.from('y')),
+  ])
+  const expected = Buffer.concat([whole, Buffer.from('y')])
+
+  test('fills exactly that memory', async () => {
+    const around = Buffer.alloc(expected.length + 200, 7)
+    const into = around.subarray(100, 100 + expected.length)
+    await decodeZstdInto(into, stream, 0, library)
+    expect(into.equals(expected)).toBe(true)
+    expect([...around.subarray(0, 100), ...around.subarray(-100)].every((byte) => byte === 7)).toBe(
+      true,
+    )
+  })
+
+  test('of many at once each gets its own', async () => {
+    const all = Array.from({ length: 40 }, () => Buffer.alloc(expected.length))
+    await Promise.all(all.map((into) => decodeZstdInto(into, stream, 0, library)))
+    expect(all.every((into) => into.equals(expected))).toBe(true)
+  })
+
+  test('is data loss where they make more or less, are damaged, are cut off, or are no frames', async () => {
+    // In the first block's header, which then is that of the reserved type, or of more bytes than there are.
+    const damaged = Buffer.from(stream)
+    damaged.fill(0xff, 9, 12)
+    const cases: [Uint8Array, number][] = [
+      [stream, expected.length - 1],
+      [stream, expected.length + 1],
+      [damaged, expected.length],
+      [stream.subarray(0, -1), expected.length],
+      [stream.subarray(1), expected.length],
+      // A format before RFC 8878 (zstd 0.7), which libzstd may know.
+      [Buffer.from('27b52ffd', 'hex'), 1],
+    ]
+    for (const [bytes, size] of cases) {
+      const decoding = decodeZstdInto(Buffer.alloc(size), bytes, 0, library)
+      await expect(decoding).rejects.toMatchObject({ name: 'LayerError', code: 'DATA_LOSS' })
+    }
   })
 })
 

@@ -49,12 +49,12 @@ async function join(
 }
 
 /** The layer file, unit by unit, each from its own bytes of the blob. */
-function decodeAll(map: ChunkLayerMap, blob: Uint8Array): Buffer {
+async function decodeAll(map: ChunkLayerMap, blob: Uint8Array): Promise<Buffer> {
   const units = Array.from({ length: map.starts.length - 1 }, (_, unit) => {
     const { start, end } = map.blobRange(unit)
     return map.decode(unit, blob.subarray(start, end))
   })
-  return Buffer.concat(units)
+  return Buffer.concat(await Promise.all(units))
 }
 
 function walk(tar: Uint8Array): Promise<LayerToc> {
@@ -69,8 +69,8 @@ async function faults(layer: Layer, tar: Buffer): Promise<string[]> {
   const { toc, map } = joined
   const stored = readLayerMap(map.toBytes())
   if (!(stored instanceof ChunkLayerMap)) return ['its map comes back as another']
-  const isSame = decodeAll(map, layer.blob).equals(tar)
-  const isSameStored = decodeAll(stored, layer.blob).equals(tar)
+  const isSame = (await decodeAll(map, layer.blob)).equals(tar)
+  const isSameStored = (await decodeAll(stored, layer.blob)).equals(tar)
   return [
     sameToc(toc, await walk(tar)) ?? '',
     isSame ? '' : 'its bytes differ',
@@ -236,14 +236,17 @@ describe('a lie in the tables', () => {
     const layer = await lying(set('bin/capable', { digest: `sha256:${'0'.repeat(64)}` }))
     const map = (await join(layer))?.map
     if (map === undefined) throw new Error('the layer has no tables')
-    const outcomes = Array.from({ length: map.starts.length - 1 }, (_, unit) => {
-      const { start, end } = map.blobRange(unit)
-      try {
-        return map.decode(unit, layer.blob.subarray(start, end)).length
-      } catch (error) {
-        return error instanceof LayerError ? error.code : error
-      }
-    })
+    const units = [...Array(map.starts.length - 1).keys()]
+    const outcomes = await Promise.all(
+      units.map(async (unit) => {
+        const { start, end } = map.blobRange(unit)
+        try {
+          return (await map.decode(unit, layer.blob.subarray(start, end))).length
+        } catch (error) {
+          return error instanceof LayerError ? error.code : error
+        }
+      }),
+    )
     expect(outcomes.filter((outcome) => outcome === 'DATA_LOSS')).toHaveLength(1)
     expect(outcomes.filter((outcome) => typeof outcome !== 'number')).toHaveLength(1)
   })
@@ -305,7 +308,7 @@ async function outcomeOf(
   try {
     joined = await join(layer)
     if (joined === undefined) return new Error('the tables were not found')
-    decoded = decodeAll(joined.map, layer.blob)
+    decoded = await decodeAll(joined.map, layer.blob)
   } catch (error) {
     if (!(error instanceof LayerError))
       return error instanceof Error ? error : new Error(String(error))

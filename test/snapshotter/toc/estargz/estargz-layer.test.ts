@@ -41,13 +41,13 @@ async function arrange(
 }
 
 /** The layer file, unit by unit, and the tar as it is put together from it. */
-function decodeAll(map: ChunkLayerMap, blob: Uint8Array) {
+async function decodeAll(map: ChunkLayerMap, blob: Uint8Array) {
   const [layer, tar]: [Uint8Array[], Uint8Array[]] = [[], []]
   const [layerStarts, tarStarts]: [number[], number[]] = [[], []]
   let tarAt = 0
   for (let unit = 0; unit + 1 < map.starts.length; unit++) {
     const { start, end } = map.blobRange(unit)
-    const bytes = map.decode(unit, blob.subarray(start, end))
+    const bytes = await map.decode(unit, blob.subarray(start, end))
     layer.push(bytes)
     for (const part of map.tarParts(unit, bytes)) {
       layerStarts.push(part.layerStart)
@@ -73,7 +73,7 @@ async function faults(layer: Layer, tar: Buffer): Promise<string[]> {
   const { toc, map } = arranged
   const stored = readLayerMap(map.toBytes())
   if (!(stored instanceof ChunkLayerMap)) return ['its map comes back as another']
-  const decoded = decodeAll(map, layer.blob)
+  const decoded = await decodeAll(map, layer.blob)
   const walked = walk(tar)
   const contents = (from: Buffer, { entries }: LayerToc): Map<string, string> =>
     new Map(
@@ -88,7 +88,7 @@ async function faults(layer: Layer, tar: Buffer): Promise<string[]> {
   const differing = [...contents(decoded.layer, toc)].filter(
     ([path, bytes]) => bytes !== there.get(path),
   )
-  const isSameStored = decodeAll(stored, layer.blob).layer.equals(decoded.layer)
+  const isSameStored = (await decodeAll(stored, layer.blob)).layer.equals(decoded.layer)
   return [
     sameEstargzToc(walked, toc, decoded.arrangement) ?? '',
     decoded.tar.equals(tar) ? '' : 'the tar differs',
@@ -282,7 +282,7 @@ async function outcomeOf(
   try {
     arranged = await arrange(layer)
     if (arranged === undefined) return new Error('the table was not found')
-    const decoded = decodeAll(arranged.map, layer.blob)
+    const decoded = await decodeAll(arranged.map, layer.blob)
     if (!decoded.tar.equals(tar)) return 'foundOut'
     const difference = sameEstargzToc(walk(decoded.tar), arranged.toc, decoded.arrangement)
     return difference === undefined ? 'same' : 'foundOut'

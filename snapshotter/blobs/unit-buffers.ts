@@ -1,0 +1,62 @@
+/** Memory kept for the next unit, in bytes. 16 MiB: what is decoded at once by four threads, eight times over. */
+const KEPT_BYTES_MAX = 16 * 1024 * 1024
+
+/** Sizes of buffers: powers of two from 64 KiB, below which V8 takes them from its own heap soon enough, to the largest unit that `ipdr push` writes. */
+const LEAST_BYTES = 64 * 1024
+const MOST_BYTES = 8 * 1024 * 1024
+
+/** Without work for so long, all of it is given back, in ms. 5 s: as `releaseIdleMemory`. */
+const IDLE_MS = 5_000
+
+/**
+ * Memory that units are decoded into, one after another. A new buffer for each costs more than hashing it: V8 collects garbage for
+ * every few of them.
+ */
+export class UnitBuffers implements Disposable {
+  readonly #kept = new Map<number, Uint8Array[]>()
+  #keptBytes = 0
+  #idle: NodeJS.Timeout | undefined
+
+  /** Calls `work` with `bytes` bytes of whatever content, which are another's once it has come to its end. */
+  async lend<Result>(bytes: number, work: (into: Uint8Array) => Promise<Result>): Promise<Result> {
+    const size = sizeFor(bytes)
+    if (size === undefined) return work(Buffer.allocUnsafeSlow(bytes))
+    const whole = this.#take(size)
+    try {
+      return await work(whole.subarray(0, bytes))
+    } finally {
+      this.#keep(whole)
+    }
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#idle)
+    this.#idle = undefined
+    this.#kept.clear()
+    this.#keptBytes = 0
+  }
+
+  #take(size: number): Uint8Array {
+    const whole = this.#kept.get(size)?.pop()
+    if (whole === undefined) return Buffer.allocUnsafeSlow(size)
+    this.#keptBytes -= size
+    return whole
+  }
+
+  #keep(whole: Uint8Array): void {
+    if (this.#keptBytes + whole.length > KEPT_BYTES_MAX) return
+    const kept = this.#kept.get(whole.length)
+    if (kept === undefined) this.#kept.set(whole.length, [whole])
+    else kept.push(whole)
+    this.#keptBytes += whole.length
+    this.#idle ??= setTimeout(() => this[Symbol.dispose](), IDLE_MS).unref()
+    this.#idle.refresh()
+  }
+}
+
+function sizeFor(bytes: number): number | undefined {
+  if (bytes > MOST_BYTES) return undefined
+  let size = LEAST_BYTES
+  while (size < bytes) size *= 2
+  return size
+}
