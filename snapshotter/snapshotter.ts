@@ -207,6 +207,10 @@ export class Snapshotter implements AsyncDisposable {
             metrics.readWaited(wait.durationMs)
             if (wait.error !== undefined) metrics.readFailed(codeOf(wait.error))
           },
+          onMostRead: ({ inode }) => {
+            const record = catalog.layer(layerOfInode(inode))
+            if (record !== undefined) rest.add([record])
+          },
           onComplete: (held) => layers.completed(held),
           pinned: () => new Set([...pinnedLayers(catalog, pinned)].map(fuseInode)),
         },
@@ -289,13 +293,10 @@ export class Snapshotter implements AsyncDisposable {
     const registryImages =
       registries && new RegistryImages({ catalog, registries, indexes, trust, log })
     const images = new Images({ catalog, blocks, trust, log })
-    const rest: RestFetcher | undefined =
-      config.fetchRest === true
-        ? new RestFetcher(
-            { bytesMax: config.storeBytesMax },
-            { store, log, fetchWhole: (record, signal) => layers.fetchWhole(record, signal) },
-          )
-        : undefined
+    const rest: RestFetcher = new RestFetcher(
+      { bytesMax: config.storeBytesMax },
+      { store, log, fetchWhole: (record, signal) => layers.fetchWhole(record, signal) },
+    )
     const disk = new DiskCheck({ places, store, builder, mounts, log })
     const layers: Layers = opened.use(
       new Layers({
@@ -314,7 +315,7 @@ export class Snapshotter implements AsyncDisposable {
           const { root, selector } = parseImageReference(reference)
           await images.resolve(root, selector, { priority: 'foreground', signal })
         },
-        starts: startListener(prefetcher, rest),
+        starts: startListener(prefetcher, config.fetchRest === true ? rest : undefined),
         recheck: async (image, signal) => {
           if (image.reference === undefined) {
             return images.recheck(image, { priority: 'foreground', signal })
@@ -342,7 +343,7 @@ export class Snapshotter implements AsyncDisposable {
         },
       }),
     )
-    if (rest !== undefined) opened.use(rest)
+    opened.use(rest)
     // First of what changes anything: it alone knows whether another agent is at work on this root.
     const snapshots = opened.use(await Snapshots.open({ root: config.root }, { layers, log }))
     await layers.recover()

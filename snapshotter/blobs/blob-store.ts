@@ -46,6 +46,8 @@ type Collaborators = {
   readonly log: Log
   /** Told of each part that a foreground read had to wait for. */
   readonly onWait?: (event: WaitEvent) => void
+  /** Told once readers have waited for most of a layer: the rest will be wanted too. */
+  readonly onMostRead?: (layer: LazyLayer) => void
   /** Told once all of a layer is here and durable: from then on its plain file can be mounted. */
   readonly onComplete?: (layer: LazyLayer) => void
   /** Inodes of layers of which nothing is evicted, asked for at each eviction. */
@@ -58,6 +60,7 @@ export class BlobStore implements AsyncDisposable {
   readonly #queue: FetchQueue<Fetched>
   readonly #log: Log
   readonly #onWait: (event: WaitEvent) => void
+  readonly #onMostRead: (layer: LazyLayer) => void
   readonly #onComplete: (layer: LazyLayer) => void
   readonly #pinned: () => ReadonlySet<number>
   readonly #buffers = new UnitBuffers()
@@ -74,11 +77,12 @@ export class BlobStore implements AsyncDisposable {
   #evictedBytes = 0
 
   private constructor(config: BlobStoreConfig, collaborators: Collaborators) {
-    const { queue, log, onWait, onComplete, pinned } = collaborators
+    const { queue, log, onWait, onMostRead, onComplete, pinned } = collaborators
     this.#config = config
     this.#queue = queue
     this.#log = log
     this.#onWait = onWait ?? (() => {})
+    this.#onMostRead = onMostRead ?? (() => {})
     this.#onComplete = onComplete ?? (() => {})
     this.#pinned = pinned ?? (() => new Set())
     this.#evictAtBytes = config.bytesMax
@@ -116,6 +120,7 @@ export class BlobStore implements AsyncDisposable {
           buffers: this.#buffers,
           onWait: this.#onWait,
           onArrival: (arrived, bytes) => this.#arrived(arrived, bytes),
+          onMostRead: this.#onMostRead,
         },
       )
       this.#layers.set(inode, layer)

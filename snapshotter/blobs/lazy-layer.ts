@@ -5,12 +5,16 @@ import { LayerError, RegistryError } from '../errors.ts'
 import type { FetchQueue, FetchRequest } from './fetch-queue.ts'
 import type { LayerFile } from './layer-file.ts'
 import type { UnitSource } from './layer-source.ts'
+import { ReadAhead } from './read-ahead.ts'
 import { unitAt, unitRange } from './shared-units.ts'
 import type { UnitBuffers } from './unit-buffers.ts'
 
 /** Before a registry that failed is asked again, in ms: 250, then twice that each time, up to 4 s. */
 const FIRST_PAUSE_MS = 250
 const LONGEST_PAUSE_MS = 4_000
+
+/** The share of a layer's bytes that readers wait for before it counts as one that is read whole. More than half: the rest costs less than it. */
+const MOST_OF_A_LAYER = 0.5
 
 /** Who reads and how urgent it is. */
 export type ReadRequest = {
@@ -45,6 +49,8 @@ type Collaborators = {
   readonly onWait: (event: WaitEvent) => void
   /** Called with the bytes of each unit after it arrived. */
   readonly onArrival: (layer: LazyLayer, bytes: number) => void
+  /** Called once, when readers have waited for most of the layer. */
+  readonly onMostRead: (layer: LazyLayer) => void
 }
 
 /** A layer that is read as if it were all here: what is missing is fetched, given to the reader, and kept. */
@@ -57,12 +63,17 @@ export class LazyLayer implements AsyncDisposable {
   readonly #buffers: UnitBuffers
   readonly #onWait: (event: WaitEvent) => void
   readonly #onArrival: (layer: LazyLayer, bytes: number) => void
+  readonly #onMostRead: (layer: LazyLayer) => void
+  readonly #ahead: ReadAhead
+  /** Bytes that readers have waited for, or would have. */
+  #wantedBytes = 0
+  #isMostRead = false
   readonly #closed = new AbortController()
   #directMounts = 0
 
   constructor(
     { inode, name, file }: { inode: number; name: string; file: LayerFile },
-    { source, queue, buffers, onWait, onArrival }: Collaborators,
+    { source, queue, buffers, onWait, onArrival, onMostRead }: Collaborators,
   ) {
     this.inode = inode
     this.name = name
@@ -72,6 +83,8 @@ export class LazyLayer implements AsyncDisposable {
     this.#buffers = buffers
     this.#onWait = onWait
     this.#onArrival = onArrival
+    this.#onMostRead = onMostRead
+    this.#ahead = new ReadAhead(file.map.starts)
   }
 
   /** Whether the plain file is mounted, as far as we know: see `LayerFile.wasMounted` for what cannot be known. */
@@ -165,12 +178,29 @@ export class LazyLayer implements AsyncDisposable {
         return true
       }
     }
-    const fetched = await this.#fetchWatched(unit, part, request)
+    const fetching = this.#fetchWatched(unit, part, request)
+    // Behind it: it comes first in the queue.
+    if (request.priority === 'foreground') this.#goAhead(unit, into.length)
+    const fetched = await fetching
     if (fetched === 'kept') return this.file.readPresent(part, into)
     this.file.noteUse(unit)
     // From memory: on a full disk, or when the cache is too small for what is read, it may be gone from there.
     into.set(fetched.subarray(part.start - whole.start, part.end - whole.start))
     return true
+  }
+
+  /** A reader waits for some bytes of a unit: fetches what it will most likely want next. */
+  #goAhead(unit: number, bytes: number): void {
+    this.#wantedBytes += bytes
+    for (const next of this.#ahead.waitedFor(unit)) {
+      const { start, end } = unitRange(this.file.map, next)
+      this.#wantedBytes += end - start
+      // Whoever reads it says what is wrong with it.
+      this.fill(next, { priority: 'prefetch', signal: this.#closed.signal }).catch(() => undefined)
+    }
+    if (this.#isMostRead || this.#wantedBytes <= MOST_OF_A_LAYER * this.file.map.layerSize) return
+    this.#isMostRead = true
+    this.#onMostRead(this)
   }
 
   /** The bytes of a unit that is here, as they were published, whatever the disk has. */

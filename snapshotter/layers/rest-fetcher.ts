@@ -11,8 +11,8 @@ type Parts = {
 }
 
 /**
- * Fetches what is missing of images that run, a layer at a time and behind everything that somebody waits for, so that their
- * containers come to need neither network nor agent. A layer that cannot be had is tried again when a container next starts on it;
+ * Fetches what is missing of layers, one at a time and behind everything that somebody waits for: of images that run, so that their
+ * containers come to need neither network nor agent, and of layers that were read for the most part. One that cannot be had is tried again when a container next starts on it;
  * one that would push others out of the store is left as it is.
  */
 export class RestFetcher implements AsyncDisposable {

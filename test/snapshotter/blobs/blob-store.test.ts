@@ -23,12 +23,14 @@ async function openStore(bytesMax = 2 ** 40) {
   const log = listeningLog()
   const waits: WaitEvent[] = []
   const completed: string[] = []
+  const mostRead: string[] = []
   const store = await BlobStore.open(
     { root, bytesMax },
     {
       queue: new FetchQueue(),
       log,
       onWait: (event) => waits.push(event),
+      onMostRead: ({ name }) => mostRead.push(name),
       onComplete: ({ name }) => completed.push(name),
     },
   )
@@ -39,6 +41,7 @@ async function openStore(bytesMax = 2 ** 40) {
     log,
     waits,
     completed,
+    mostRead,
     add,
     [Symbol.asyncDispose]: () => store[Symbol.asyncDispose](),
   }
@@ -69,6 +72,51 @@ test('what a foreground read waited for is told, byte for byte', async () => {
     { inode: 100, unit: 4, offset: a.end - 10, length: 10, pid: 77, error: undefined },
     { inode: 100, unit: 5, offset: b.start, length: 5, pid: 77, error: undefined },
   ])
+})
+
+test('ahead of a reader who goes on from front to back, units are fetched with the urgency of a prefetch', async () => {
+  const layer = randomLayer(7, 60, UNIT_BYTES)
+  await using held = await openStore()
+  const asked: [unit: number, priority: string][] = []
+  const fetchUnit: typeof layer.source.fetchUnit = (unit, request) => {
+    asked.push([unit, request.priority])
+    return layer.source.fetchUnit(unit, request)
+  }
+  await held.store.add({ inode: 100, name: 'layer', map: layer.map, source: { fetchUnit } })
+  for (let unit = 10; unit < 20; unit++) {
+    const part = unitRange(layer.map, unit)
+    const bytes = await held.store.read(100, part, FOREGROUND)
+    expect(bytes.equals(layer.bytes.subarray(part.start, part.end))).toBe(true)
+  }
+  const ofPriority = (wanted: string): number[] =>
+    asked.flatMap(([unit, priority]) => (priority === wanted ? [unit] : []))
+  expect(ofPriority('foreground')).toEqual([10, 11, 12, 13])
+  expect(ofPriority('prefetch')).toEqual([...Array(46).keys()].map((unit) => unit + 14))
+  expect(held.waits.every(({ error }) => error === undefined)).toBe(true)
+})
+
+test('that readers wait for most of a layer is told once, and not before', async () => {
+  const layer = randomLayer(8, 40, UNIT_BYTES)
+  await using held = await openStore()
+  await held.add(100, layer)
+  let readBytes = 0
+  for (let step = 0; step < 40; step++) {
+    // Here and there, so that nothing is fetched ahead.
+    const part = unitRange(layer.map, (7 * step) % 40)
+    await held.store.read(100, part, { ...FOREGROUND, priority: 'background' })
+    expect(held.mostRead).toEqual([])
+  }
+  await using other = await openStore()
+  const again = randomLayer(8, 40, UNIT_BYTES)
+  await other.store.add({ inode: 100, name: 'other', map: again.map, source: again.source })
+  for (let step = 0; step < 40; step++) {
+    const part = unitRange(again.map, (7 * step) % 40)
+    await other.store.read(100, part, FOREGROUND)
+    readBytes += part.end - part.start
+    expect(other.mostRead, `${readBytes} bytes`).toEqual(
+      readBytes > again.bytes.length / 2 ? ['other'] : [],
+    )
+  }
 })
 
 test('a layer that is whole is announced once it is durable', async () => {

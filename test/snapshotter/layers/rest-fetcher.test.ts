@@ -1,3 +1,5 @@
+import { open as openFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { expect, onTestFinished, test, vi } from 'vitest'
 import { BlockError } from '../../../snapshotter/errors.ts'
 import { makeTar } from '../../support/make-tar.ts'
@@ -9,6 +11,8 @@ import { indexedLayer, type PublishedImage, publishImage } from './published-ima
 
 const deadlineMs = 60_000
 const LAYER_BYTES = 2_000_000
+const CHUNK_BYTES = 1024 ** 2
+const CHUNKS = 16
 
 /** Two layers that do not compress. */
 async function publish(blocks: MemoryBlocks): Promise<PublishedImage> {
@@ -86,6 +90,29 @@ test(
     down.mockRestore()
     await using _second = await node.mount(image)
     await vi.waitFor(() => expect(areComplete(node)).toEqual([true, true]), deadlineMs)
+  },
+  deadlineMs,
+)
+
+test(
+  'of a layer of which a container has read more than half, the rest is fetched without being asked for',
+  async () => {
+    const blocks = new MemoryBlocks()
+    const content = randomContent(seeded(3), CHUNKS * CHUNK_BYTES)
+    const layer = await indexedLayer(makeTar({ name: 'large', content }))
+    const image = await publishImage(blocks, [layer])
+    const node = await open(blocks, {})
+    await node.pull(image)
+    await using mounted = await node.mount(image)
+    await using file = await openFile(join(mounted.path, 'large'))
+    // Here and there, so that nothing of it is fetched because it comes next.
+    for (let step = 0; step < 0.7 * CHUNKS; step++) {
+      const at = ((7 * step) % CHUNKS) * CHUNK_BYTES
+      const part = Buffer.alloc(CHUNK_BYTES)
+      await file.read(part, 0, CHUNK_BYTES, at)
+      expect(part.equals(content.subarray(at, at + CHUNK_BYTES))).toBe(true)
+    }
+    await vi.waitFor(() => expect(areComplete(node)).toEqual([true]), deadlineMs)
   },
   deadlineMs,
 )
