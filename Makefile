@@ -23,9 +23,9 @@ test: install ## run the tests, but for those of test-peers and test-kubernetes;
 test-unit: node_modules/.installed ## run the tests that need no containerd
 	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' --exclude '**/peers/**' --exclude '**/kubernetes/**' $(TEST_FLAGS)
 
-test-peers: install ## run the tests with peers that Go builds first: kube-apiserver, stargz-snapshotter
+test-peers: install ## run the tests with peers that Go builds first: containerd 2.4, kube-apiserver, stargz-snapshotter
 	@node test/support/remove-leftovers.ts
-	@node test/support/build-go-programs.ts stargz-snapshotter kube-apiserver
+	@node test/support/build-go-programs.ts stargz-snapshotter kube-apiserver containerd containerd-shim-runc-v2 ctr
 	@vitest run --dir test/peers --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
 
 test-kubernetes: install ## run the tests with a whole Kubernetes on this machine, which Go builds first

@@ -42,7 +42,11 @@ export function writeHostFiles(
       refuse(`there is no ${mainPath}: write 'containerd config default' to it`),
   )
   const { version, imports } = main
-  if (version !== 2 && version !== 3) refuse(`${mainPath} is not of version 2 or 3`)
+  if (version !== 2 && version !== 3 && version !== 4) {
+    refuse(`${mainPath} is not of version 2, 3 or 4`)
+  }
+  // containerd 2.3 and later read each file by its own version.
+  const isContainerd2 = version !== 2
   const certsDir = join(containerdDir, 'certs.d')
   const dropInPath = join(containerdDir, 'conf.d/ipdr-agent.toml')
   const isRead =
@@ -60,12 +64,12 @@ export function writeHostFiles(
       .replaceAll('linux/amd64', process.arch === 'arm64' ? 'linux/arm64' : 'linux/amd64')
       .replaceAll('http://127.0.0.1:5080', urlOf(config.registry.listen))
   const parts = SHIPPED_NAMES[profile].map((name) =>
-    shipped(`${name}-${version === 3 ? '2' : '1.7'}.toml`),
+    shipped(`${name}-${isContainerd2 ? '2' : '1.7'}.toml`),
   )
   const dropIn = [MARK, ...parts].join('\n')
   const ours = parse(dropIn)
   const conflict =
-    version === 3 ? conflictOf(main, ours) : (replacedPlugin(main, ours) ?? conflictOf(main, ours))
+    (isContainerd2 ? undefined : replacedPlugin(main, ours)) ?? conflictOf(main, ours)
   if (conflict !== undefined) {
     refuse(
       `${mainPath} sets ${conflict}, which ${dropInPath} would change: put our lines into ${mainPath} by hand`,

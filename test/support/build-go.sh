@@ -27,7 +27,7 @@ exec 9>"$folder/lock"
 flock 9
 if [ ! -x "$path" ]; then
   if ! command -v go >/dev/null; then
-    echo "$program has to be built, and there is no Go: install 1.25 or newer, and have it in PATH" >&2
+    echo "$program has to be built, and there is no Go: install 1.26.6 or newer, and have it in PATH" >&2
     exit 1
   fi
   export GOTOOLCHAIN=local CGO_ENABLED=0

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { connect } from '../../proto/client.ts'
 import { criRuntimeContract } from '../../proto/load.ts'
-import { type ContainerdVersion, containerdPath } from './containerd-programs.ts'
+import { type ContainerdVersion, configVersion, containerdPath } from './containerd-programs.ts'
 import { type CommandOptions, runCommand } from './run-command.ts'
 import type { Scratch } from './scratch.ts'
 
@@ -72,10 +72,13 @@ export class Containerd implements AsyncDisposable {
   #daemon: ChildProcess | undefined
   #containers = 0
 
-  private constructor(options: ContainerdOptions) {
-    const { snapshotter, name = 'containerd', version = '1.6' } = options
-    this.#scratch = options.scratch.inner(name)
-    this.#path = containerdPath(version, this.#scratch)
+  private constructor(
+    options: ContainerdOptions,
+    { scratch, path }: { readonly scratch: Scratch; readonly path: string },
+  ) {
+    const { snapshotter, version = '1.6' } = options
+    this.#scratch = scratch
+    this.#path = path
     this.root = join(this.#scratch.dir, 'root')
     this.logPath = join(this.#scratch.dir, 'log')
     this.socketPath = join(this.#scratch.run, 'containerd.sock')
@@ -106,7 +109,9 @@ export class Containerd implements AsyncDisposable {
 
   /** Starts a containerd, and waits until it answers. Rejects with the end of its log if it does not. */
   static async start(options: ContainerdOptions): Promise<Containerd> {
-    const containerd = new Containerd(options)
+    const scratch = options.scratch.inner(options.name ?? 'containerd')
+    const path = await containerdPath(options.version ?? '1.6', scratch)
+    const containerd = new Containerd(options, { scratch, path })
     await containerd.#start()
     return containerd
   }
@@ -241,7 +246,7 @@ export class Containerd implements AsyncDisposable {
 
   #config(options: ContainerdOptions): string {
     const { baseSpecPath, version = '1.6', isPerRuntime = false, hasBootstrap = false } = options
-    const { runtime, service, pinned } = TABLES[version === '2' ? '2' : '1']
+    const { runtime, service, pinned } = TABLES[configVersion(version) === '2' ? '2' : '1']
     const [contentLines = '', contentTable = ''] = contentConfig(options)
     const parts = [
       contentLines,
@@ -310,7 +315,7 @@ function nodeConfig(
   const names = [isPerRuntime ? 'runtime-class' : 'config', ...(hasBootstrap ? ['daemonset'] : [])]
   const folder = join(import.meta.dirname, '../../node-image/containerd')
   const shipped = names
-    .map((name) => readFileSync(join(folder, `${name}-${version}.toml`), 'utf8'))
+    .map((name) => readFileSync(join(folder, `${name}-${configVersion(version)}.toml`), 'utf8'))
     .join('\n')
     .replace('/etc/containerd/certs.d', certsDir)
   if (snapshotter === 'overlayfs') {

@@ -3,6 +3,9 @@ import { runCommand } from './run-command.ts'
 
 export type GoProgram =
   | 'stargz-snapshotter'
+  | 'containerd'
+  | 'containerd-shim-runc-v2'
+  | 'ctr'
   | 'kube-apiserver'
   | 'kube-controller-manager'
   | 'kube-scheduler'
@@ -22,6 +25,9 @@ type Source = {
 /** Programs of peers that no distribution packages. */
 const SOURCES: Readonly<Record<GoProgram, Source>> = {
   'stargz-snapshotter': { module: 'stargz-snapshotter', package: '.', ldflags: '' },
+  containerd: ofContainerd('containerd'),
+  'containerd-shim-runc-v2': ofContainerd('containerd-shim-runc-v2'),
+  ctr: ofContainerd('ctr'),
   'kube-apiserver': ofKubernetes('kube-apiserver'),
   'kube-controller-manager': ofKubernetes('kube-controller-manager'),
   'kube-scheduler': ofKubernetes('kube-scheduler'),
@@ -33,6 +39,14 @@ const SOURCES: Readonly<Record<GoProgram, Source>> = {
     isTest: true,
   },
   nonewprivs: { module: 'cri-tools', package: './nonewprivs', ldflags: '' },
+}
+
+function ofContainerd(name: GoProgram): Source {
+  return {
+    module: 'containerd',
+    package: `github.com/containerd/containerd/v2/cmd/${name}`,
+    ldflags: '',
+  }
 }
 
 function ofKubernetes(name: GoProgram): Source {

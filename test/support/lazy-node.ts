@@ -135,6 +135,8 @@ export type LazyNodeOptions = Parameters<typeof AgentProcess.start>[1] & {
   readonly version?: ContainerdVersion
   /** The agent is containerd's content store, in the folder of containerd's own. */
   readonly contentProxy?: boolean
+  /** Changes the configuration of containerd that we ship. */
+  readonly editConfig?: (toml: string) => string
   /** Only pods of RUNTIME_CLASS are ours. */
   readonly isPerRuntime?: boolean
   /** Pods need not be on the host's network. */
@@ -177,6 +179,7 @@ export class LazyNode implements AsyncDisposable {
       imageService = false,
       contentProxy = false,
       credentials,
+      editConfig,
       ...config
     } = options
     await using opened = new AsyncDisposableStack()
@@ -212,6 +215,7 @@ export class LazyNode implements AsyncDisposable {
         isPerRuntime,
         hasPodNetwork,
         certsDir,
+        ...(editConfig !== undefined && { editConfig }),
         ...(baseSpecPath !== undefined && { baseSpecPath }),
         ...(contentProxy && { contentSocket: agent.contentSocket }),
       }),

@@ -43,20 +43,25 @@ const filesBelow = (dir: string): string[] =>
 const DROP_IN = 'conf.d/ipdr-agent.toml'
 const HOSTS = 'certs.d/ipdr.internal/hosts.toml'
 
-test('containerd gets a drop-in and a hosts.toml for this agent, once', () => {
-  const { dir, setUp } = nodeWith('version = 3\nIMPORTS\n')
-  expect(setUp('runtime-class')).toEqual([join(dir, DROP_IN), join(dir, HOSTS)])
-  expect(filesBelow(dir)).toEqual([HOSTS, DROP_IN, 'config.toml'])
-  expect(readFileSync(join(dir, HOSTS), 'utf8')).toContain('server = "http://127.0.0.1:6000"')
-  expect(parse(readFileSync(join(dir, DROP_IN), 'utf8'))).toMatchObject({
-    proxy_plugins: {
-      ipdr: { address: '/run/other/snapshotter.sock', exports: { root: '/data/ipdr' } },
-    },
-    plugins: { 'io.containerd.cri.v1.images': { registry: { config_path: join(dir, 'certs.d') } } },
-  })
-  expect(setUp('runtime-class')).toEqual([])
-  expect(setUp('whole-node')).toEqual([join(dir, DROP_IN)])
-})
+test.each([3, 4])(
+  'containerd with a configuration of version %i gets a drop-in and a hosts.toml for this agent, once',
+  (version) => {
+    const { dir, setUp } = nodeWith(`version = ${version}\nIMPORTS\n`)
+    expect(setUp('runtime-class')).toEqual([join(dir, DROP_IN), join(dir, HOSTS)])
+    expect(filesBelow(dir)).toEqual([HOSTS, DROP_IN, 'config.toml'])
+    expect(readFileSync(join(dir, HOSTS), 'utf8')).toContain('server = "http://127.0.0.1:6000"')
+    expect(parse(readFileSync(join(dir, DROP_IN), 'utf8'))).toMatchObject({
+      proxy_plugins: {
+        ipdr: { address: '/run/other/snapshotter.sock', exports: { root: '/data/ipdr' } },
+      },
+      plugins: {
+        'io.containerd.cri.v1.images': { registry: { config_path: join(dir, 'certs.d') } },
+      },
+    })
+    expect(setUp('runtime-class')).toEqual([])
+    expect(setUp('whole-node')).toEqual([join(dir, DROP_IN)])
+  },
+)
 
 test.each<[ContainerdVersion, string]>([
   [
@@ -73,7 +78,7 @@ test.each<[ContainerdVersion, string]>([
     const { scratch, dir, setUp } = nodeWith(toml)
     setUp('runtime-class')
     const words = ['--config', join(dir, 'config.toml'), 'config', 'dump']
-    const env = { PATH: containerdPath(version, scratch) }
+    const env = { PATH: await containerdPath(version, scratch) }
     const dumped = await runCommand('containerd', words, { env })
     expect(dumped).toMatch(/runtimes\.ipdr\]/)
     expect(dumped).toMatch(/address = ["']\/run\/other\/snapshotter\.sock["']/)
@@ -83,7 +88,7 @@ test.each<[ContainerdVersion, string]>([
 )
 
 test.each([
-  ['IMPORTS', 'is not of version 2 or 3'],
+  ['IMPORTS', 'is not of version 2, 3 or 4'],
   ['version = 3', 'does not read'],
   [
     'version = 3\nIMPORTS\n[plugins."io.containerd.cri.v1.images".registry]\n  config_path = "/etc/mine"',
