@@ -176,7 +176,8 @@ export class Layers implements LazyLayers, AsyncDisposable {
 
   #claimed(record: LayerRecord): ClaimedLayer {
     this.#parts.catalog.touchLayer(record.id)
-    return { layer: record.id, size: BigInt(record.blobSize), inodes: BigInt(record.inodes) }
+    const { id, diffId, blobSize, inodes } = record
+    return { layer: id, diffId, size: BigInt(blobSize), inodes: BigInt(inodes) }
   }
 
   /**

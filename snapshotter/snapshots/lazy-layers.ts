@@ -14,6 +14,8 @@ export type ClaimRequest = {
 export type ClaimedLayer = {
   /** Its number, which snapshots keep across restarts. */
   readonly layer: number
+  /** Of its tar; its chain ID too if it is the bottom of an image. */
+  readonly diffId: string
   /** Bytes that containerd shall account to its snapshot. */
   readonly size: bigint
   readonly inodes: bigint

@@ -36,7 +36,7 @@ export type NewSnapshot = {
   readonly labels: Labels
 }
 
-/** Set by containerd 2.3 and later: the chain ID of the parent, also where it prepares all layers at once, without parents. */
+/** Set by containerd 2.3 and later: the chain ID of the parent, also where it unpacks layers side by side, prepared without parents. */
 const PARENT_CHAIN_ID_LABEL = 'containerd.io/snapshot/parent-chain-id'
 
 /**
@@ -117,9 +117,12 @@ export class Snapshots implements AsyncDisposable {
   /**
    * Makes an active snapshot. If its labels ask for a layer by chain ID and the layer is one of ours, that layer becomes
    * a committed snapshot on the same parent instead. Rejects with SnapshotError NOT_FOUND (parent), INVALID_ARGUMENT
-   * (parent not committed, label or key too long), ALREADY_EXISTS (key), or with what the layer cannot be had for.
+   * (parent not committed, label or key too long), ALREADY_EXISTS (key), FAILED_PRECONDITION (a layer without its parent), or
+   * with what the layer cannot be had for.
    */
   async prepare(snapshot: NewSnapshot, signal: AbortSignal): Promise<Prepared> {
+    const { key, parent, labels } = snapshot
+    if (parent === undefined && labels.has(PARENT_CHAIN_ID_LABEL)) throw unpackedSideBySide(key)
     const claimed = await this.#claim(snapshot, signal)
     if (claimed !== undefined) return { kind: 'committed', snapshot: claimed }
     return { kind: 'active', mounts: await this.#create('active', snapshot, signal) }
@@ -145,13 +148,17 @@ export class Snapshots implements AsyncDisposable {
 
   /**
    * Turns the active snapshot `key` into the committed `name`. `parent` is for one that was prepared without. Rejects
-   * with ALREADY_EXISTS (name), NOT_FOUND, FAILED_PRECONDITION (not active), INVALID_ARGUMENT (another parent).
+   * with ALREADY_EXISTS (name), NOT_FOUND, FAILED_PRECONDITION (not active, a layer without its parent), INVALID_ARGUMENT
+   * (another parent).
    */
   async commit(
     change: NewSnapshot & { readonly name: string },
     signal: AbortSignal,
   ): Promise<SnapshotInfo> {
-    const { id } = this.#metastore.getCommittable(change.key, change.name)
+    const { id, parent, labels } = this.#metastore.getCommittable(change.key, change.name)
+    const isRebased = parent === undefined && change.parent !== undefined
+    // containerd 2.2 tells no sooner.
+    if (isRebased && labels.has(SNAPSHOT_REF_LABEL)) throw unpackedSideBySide(change.key)
     const usage = await diskUsage(this.#directories.content(id), signal)
     return this.#metastore.commit({ ...change, usage })
   }
@@ -262,16 +269,15 @@ export class Snapshots implements AsyncDisposable {
   }
 
   async #claim(snapshot: NewSnapshot, signal: AbortSignal): Promise<SnapshotInfo | undefined> {
-    const { parent, labels } = snapshot
+    const { key, parent, labels } = snapshot
     const layerChainId = labels.get(SNAPSHOT_REF_LABEL)
     if (layerChainId === undefined) return undefined
-    // Unpacked in parallel, a layer gets its parent when it is committed: a claimed one never would.
-    if (parent === undefined && labels.has(PARENT_CHAIN_ID_LABEL)) return undefined
     await this.#restoreIfLost(parent, signal)
     if (parent !== undefined) this.#metastore.getParent(parent)
     const claimed = await this.#heldClaim({ layerChainId, labels, signal })
     if (claimed === undefined) return undefined
-    const { layer, size, inodes } = claimed
+    const { layer, diffId, size, inodes } = claimed
+    if (parent === undefined && diffId !== layerChainId) throw unpackedSideBySide(key)
     return this.#metastore.commitLayer({
       layerChainId,
       parent,
@@ -489,6 +495,14 @@ export class Snapshots implements AsyncDisposable {
   async #settled(): Promise<void> {
     while (this.#inBackground.size > 0) await Promise.all(this.#inBackground)
   }
+}
+
+/** Without the layers below, a layer's whiteouts and the directories that its tar does not name come out wrong; and a claim has no Commit. */
+function unpackedSideBySide(key: string): SnapshotError {
+  return new SnapshotError(
+    'FAILED_PRECONDITION',
+    `snapshot ${key} is of a layer without its parent: containerd unpacks layers side by side, which this snapshotter does not; take "rebase" out of the capabilities of its proxy plugin in /etc/containerd/config.toml, and restart containerd`,
+  )
 }
 
 /** Lazy layers and views of a parent have no content of their own. */

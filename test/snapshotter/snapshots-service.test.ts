@@ -26,7 +26,7 @@ async function namesOf(snapshots: AsyncIterable<{ name: string }>): Promise<stri
 
 test('a claimed layer is ALREADY_EXISTS, and containerd finds it by its label and parent', async () => {
   const claim = (): Promise<ClaimedLayer> =>
-    Promise.resolve({ layer: 1, size: 5_000_000_000n, inodes: 3n })
+    Promise.resolve({ layer: 1, diffId: 'sha256:c1', size: 5_000_000_000n, inodes: 3n })
   await using served = await serveSnapshots(root, { ...noLazyLayers, claim, holds: () => true })
   const { client } = served
   const labels = { [ref]: 'sha256:c1' }
@@ -41,7 +41,8 @@ test('a claimed layer is ALREADY_EXISTS, and containerd finds it by its label an
 
 test('a layer that is removed each time before its snapshot is made is ABORTED, and one that stays is claimed', async () => {
   let removals = 3
-  const claim = (): Promise<ClaimedLayer> => Promise.resolve({ layer: 1, size: 1n, inodes: 1n })
+  const claim = (): Promise<ClaimedLayer> =>
+    Promise.resolve({ layer: 1, diffId: 'sha256:c1', size: 1n, inodes: 1n })
   const holds = (): boolean => removals-- <= 0
   await using served = await serveSnapshots(root, { ...noLazyLayers, claim, holds })
   const prepare = () => served.client.prepare('k8s.io/1/extract', '', { [ref]: 'sha256:c1' })

@@ -151,6 +151,12 @@ function proxyPlugin(config: Config, plugins: readonly Plugin__Output[]): Findin
       'See the log of containerd.',
     )
   }
+  if (plugin?.capabilities.includes('rebase') === true) {
+    return warning(
+      `plugin ${plugin.id} says that it can "rebase", which it does not: pulls fail where max_concurrent_unpacks is above 1`,
+      'Take "rebase" out of its capabilities in /etc/containerd/config.toml, and restart containerd.',
+    )
+  }
   if (plugin !== undefined) return ok(`plugin ${plugin.id} leads to ${socketPath}`)
   const addresses = plugins.flatMap(({ id, exports }) =>
     exports['address'] === undefined ? [] : `${id} leads to ${exports['address']}`,

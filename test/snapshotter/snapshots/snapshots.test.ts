@@ -37,6 +37,8 @@ afterEach(() => {
 /** Layers by chain ID, each "mounted" as a directory; it remembers what it was asked. */
 class FakeLayers implements LazyLayers {
   readonly known = new Map<string, number>()
+  /** Where they are not the chain ID, as of all layers but the bottom of an image. */
+  readonly diffIds = new Map<string, string>()
   readonly claims: ClaimRequest[] = []
   readonly chains: number[][] = []
   readonly releases: number[] = []
@@ -58,12 +60,12 @@ class FakeLayers implements LazyLayers {
     return this.remembered.get(layerChainId)
   }
 
-  async claim(
-    request: ClaimRequest,
-  ): Promise<{ layer: number; size: bigint; inodes: bigint } | undefined> {
+  async claim(request: ClaimRequest): Promise<ClaimedLayer | undefined> {
     this.claims.push(request)
-    const layer = this.known.get(request.layerChainId)
-    return layer === undefined ? undefined : { layer, size: 1_000n, inodes: 10n }
+    const { layerChainId } = request
+    const layer = this.known.get(layerChainId)
+    const diffId = this.diffIds.get(layerChainId) ?? layerChainId
+    return layer === undefined ? undefined : { layer, diffId, size: 1_000n, inodes: 10n }
   }
 
   async lowerDirs(chain: readonly { layer: number }[]): Promise<string[]> {
@@ -106,7 +108,12 @@ function failsWith(code: string): unknown {
 
 describe('a committed snapshot that was lost', () => {
   const [lower, upper] = ['1', '2'].map((digit) => `sha256:${digit.repeat(64)}`) as [string, string]
-  const claimedAs = (layer: number): ClaimedLayer => ({ layer, size: 1_000n, inodes: 10n })
+  const claimedAs = (layer: number): ClaimedLayer => ({
+    layer,
+    diffId: `sha256:d${layer}`,
+    size: 1_000n,
+    inodes: 10n,
+  })
 
   /** Two layers of an image that is remembered. */
   function rememberedLayers(): FakeLayers {
@@ -302,18 +309,52 @@ describe('a Prepare that asks for a layer by its chain ID', () => {
     )
     expect(layers.claims).toEqual([])
   })
+})
 
-  // containerd 2.2 and later, unpacking in parallel: it would set the parent at a Commit that a claim makes it skip.
-  test('is not claimed when its parent is only to come', async () => {
+// containerd 2.2 and later, of a plugin that says "rebase": it prepares all layers without parents, and names them at Commit.
+describe('layers that are unpacked side by side', () => {
+  const refused = expect.objectContaining({
+    code: 'FAILED_PRECONDITION',
+    message: expect.stringContaining('take "rebase" out of the capabilities'),
+  })
+
+  test('are refused where the label of their parent shows it, claimed or not', async () => {
     const layers = new FakeLayers()
     layers.known.set('sha256:c2', 2)
     await using snapshots = await open(layers)
-    const labels = new Map([
-      ...refOf('sha256:c2'),
-      ['containerd.io/snapshot/parent-chain-id', 'sha256:c1'],
-    ])
-    const prepared = await snapshots.prepare({ key: 'k', parent: undefined, labels }, signal)
-    expect(prepared.kind).toBe('active')
+    for (const chainId of ['sha256:c2', 'sha256:c3']) {
+      const labels = new Map([
+        ...refOf(chainId),
+        ['containerd.io/snapshot/parent-chain-id', 'sha256:c1'],
+      ])
+      const prepared = snapshots.prepare({ key: 'k', parent: undefined, labels }, signal)
+      await expect(prepared).rejects.toEqual(refused)
+    }
+    expect([...snapshots.list([])]).toEqual([])
+  })
+
+  test('are refused without that label where a claimed layer is not the bottom of an image', async () => {
+    const layers = new FakeLayers()
+    layers.known.set('sha256:c1', 1).set('sha256:c2', 2)
+    layers.diffIds.set('sha256:c2', 'sha256:d2')
+    await using snapshots = await open(layers)
+    const prepare = (chainId: string, parent?: string): Promise<unknown> =>
+      snapshots.prepare({ key: `k ${chainId}`, parent, labels: refOf(chainId) }, signal)
+    await prepare('sha256:c1')
+    await expect(prepare('sha256:c2')).rejects.toEqual(refused)
+    await expect(prepare('sha256:c2', 'sha256:c1')).resolves.toMatchObject({ kind: 'committed' })
+  })
+
+  test('are refused at Commit where nothing else shows it', async () => {
+    await using snapshots = await open()
+    await unpack(snapshots, 'sha256:c1')
+    const labels = refOf('sha256:c2')
+    await snapshots.prepare({ key: 'k', parent: undefined, labels }, signal)
+    const change = { key: 'k', name: 'sha256:c2', parent: 'sha256:c1', labels }
+    await expect(snapshots.commit(change, signal)).rejects.toEqual(refused)
+    snapshots.remove('k')
+    await snapshots.prepare({ key: 'k', parent: 'sha256:c1', labels }, signal)
+    await expect(snapshots.commit(change, signal)).resolves.toMatchObject({ parent: 'sha256:c1' })
   })
 })
 
