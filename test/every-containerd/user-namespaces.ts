@@ -12,9 +12,32 @@ import { seeded } from '../support/seeded.ts'
 
 const HOST_ROOT = 100_000
 
+/** Prints who it is, whose files are what, and by which map. */
+const TELL_OWNERS = [
+  'sh',
+  '-c',
+  'id -u; stat -c "%n %u %g" / /of-root /of-7; cat /of-root; echo new >/new; stat -c "%n %u" /new; cat /proc/self/uid_map',
+]
+
+/** What it prints, line by line. */
+const OWNERS = [
+  '0',
+  '/ 0 0',
+  '/of-root 0 0',
+  '/of-7 7 8',
+  'mine',
+  '/new 0',
+  `0 ${HOST_ROOT} 65536`,
+  '',
+]
+
+function wordsOf(text: string): string[] {
+  return text.split('\n').map((line) => line.trim().replaceAll(/\s+/g, ' '))
+}
+
 /**
  * Containers in user namespaces, whose root is another user of the node: what lies below is mounted once more for each with shifted
- * owners. By ctr: CRI wants a runc that Debian bookworm does not have.
+ * owners. By ctr, and by CRI where it knows of them: containerd 2 and runc 1.2.
  */
 export function testUserNamespaces(versions: readonly Exclude<ContainerdVersion, '1.6'>[]): void {
   describe('user namespaces', () => {
@@ -48,9 +71,8 @@ export function testUserNamespaces(versions: readonly Exclude<ContainerdVersion,
       let node: LazyNode
 
       beforeAll(async () => {
-        node = opened.use(
-          await LazyNode.start(`user-namespaces-${version}`, { publisher, version }),
-        )
+        const options = { publisher, version, hasPodNetwork: true }
+        node = opened.use(await LazyNode.start(`user-namespaces-${version}`, options))
         await node.containerd.ctr([
           'images',
           'pull',
@@ -71,25 +93,41 @@ export function testUserNamespaces(versions: readonly Exclude<ContainerdVersion,
       test('a container whose root is user 100000 of the node sees its own ids, and no byte is fetched to shift them', async () => {
         const ids = [`0:${HOST_ROOT}:65536`]
         const flags = [...ids.flatMap((id) => ['--uidmap', id, '--gidmap', id]), '--remap-labels']
-        const script =
-          'id -u; stat -c "%n %u %g" / /of-root /of-7; cat /of-root; echo new >/new; stat -c "%n %u" /new; cat /proc/self/uid_map'
-        const said = await node.containerd.run(image, ['sh', '-c', script], {
-          flags,
-          isolated: true,
-        })
-        expect(said.split('\n').map((line) => line.trim().replaceAll(/\s+/g, ' '))).toEqual([
-          '0',
-          '/ 0 0',
-          '/of-root 0 0',
-          '/of-7 7 8',
-          'mine',
-          '/new 0',
-          `0 ${HOST_ROOT} 65536`,
-          '',
-        ])
+        const said = await node.containerd.run(image, TELL_OWNERS, { flags, isolated: true })
+        expect(wordsOf(said)).toEqual(OWNERS)
         // 1.7 downloads and unpacks what ctr pulls.
         const bytesMax = version !== '1.7' ? 6_000_000 : Number.POSITIVE_INFINITY
         expect(await node.fetchedBytes()).toBeLessThan(bytesMax)
+      })
+
+      test.runIf(version !== '1.7')('so does a container of a pod that CRI starts', async () => {
+        const { cri } = node
+        const ids = [{ hostId: HOST_ROOT, containerId: 0, length: 65_536 }]
+        const linux = {
+          securityContext: {
+            namespaceOptions: {
+              network: 'POD',
+              pid: 'CONTAINER',
+              ipc: 'POD',
+              usernsOptions: { mode: 'POD', uids: ids, gids: ids },
+            },
+          },
+        } as const
+        await cri.pullImage(image)
+        const metadata = { name: 'shifted', uid: 'shifted', namespace: 'default', attempt: 0 }
+        const pod = await cri.runPod({ metadata, linux })
+        const id = await cri.createContainerOf(pod, {
+          metadata: { name: 'shifted', attempt: 0 },
+          image: { image },
+          command: [...TELL_OWNERS],
+          linux,
+        })
+        await cri.startContainer(id)
+        const { exitCode } = await cri.whenExited(id, AbortSignal.timeout(30_000))
+        const said = wordsOf(await cri.logOf(id))
+        expect({ exitCode, said }).toEqual({ exitCode: 0, said: OWNERS })
+        await cri.removePodSandbox(pod)
+        expect(await node.fetchedBytes()).toBeLessThan(6_000_000)
       })
     })
   })

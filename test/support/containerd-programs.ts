@@ -8,7 +8,7 @@ import { type DebianSuite, SuitePrograms } from './suite-programs.ts'
 /** Versions of containerd that nodes have: those of Debian bookworm, trixie and sid, and 2.4, which Go builds (`make test-peers`). */
 export type ContainerdVersion = '1.6' | '1.7' | '2' | '2.4'
 
-/** What of containerd runs on this machine's C library; trixie's and sid's runc does not, and Debian's own is used. */
+/** What of containerd runs on this machine's C library; runc of the same suite does not. */
 const PROGRAMS = ['containerd', 'containerd-shim-runc-v2', 'ctr'] as const
 
 const SUITES: Readonly<Record<'1.7' | '2', DebianSuite>> = { '1.7': 'trixie', '2': 'sid' }
@@ -18,7 +18,10 @@ export function configVersion(version: ContainerdVersion): Exclude<ContainerdVer
   return version === '2.4' ? '2' : version
 }
 
-/** PATH on which containerd of this version, its shim and ctr come first. The first call of a version unpacks or builds it. */
+/**
+ * PATH on which containerd of this version, its shim and ctr come first, and from 2 on sid's runc; before, it is bookworm's. The
+ * first call of a version unpacks or builds it.
+ */
 export async function containerdPath(
   version: ContainerdVersion,
   scratch: Scratch,
@@ -27,6 +30,11 @@ export async function containerdPath(
   const bin = join(scratch.dir, 'bin')
   mkdirSync(bin, { recursive: true })
   for (const [name, path] of await programs(version)) symlinkSync(path, join(bin, name))
+  if (version !== '1.7') {
+    // From 1.2 on it gives pods user namespaces; and it runs itself again.
+    const unpacked = SuitePrograms.unpack('sid', 'runc', 'runc', 'patchelf')
+    unpacked.link('usr/sbin/runc', join(bin, 'runc'))
+  }
   return `${bin}:${debianPath}`
 }
 

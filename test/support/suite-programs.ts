@@ -3,6 +3,7 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 
 const build = join(import.meta.dirname, '../../build')
+const isArm = process.arch === 'arm64'
 
 /** Suites of Debian that are newer than the machine's. */
 export type DebianSuite = 'trixie' | 'sid'
@@ -35,10 +36,18 @@ export class SuitePrograms {
 
   /** The words of a command line that run the program at `path`, such as usr/bin/skopeo. */
   command(path: string): [file: string, ...args: string[]] {
-    const isArm = process.arch === 'arm64'
-    const libraries = join(this.#root, 'usr/lib', `${isArm ? 'aarch64' : 'x86_64'}-linux-gnu`)
-    const loader = join(libraries, isArm ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2')
-    return [loader, '--library-path', libraries, join(this.#root, path)]
+    return [this.#loader, '--library-path', this.#libraries, join(this.#root, path)]
+  }
+
+  /**
+   * Writes to `copy` the program at `path` as one that finds the C library by itself: for those that run themselves again and that
+   * others look for by name. `patchelf` has to be among the packages.
+   */
+  link(path: string, copy: string): void {
+    const [patchelf, ...words] = this.command('usr/bin/patchelf')
+    words.push('--set-interpreter', this.#loader)
+    words.push('--force-rpath', '--set-rpath', this.#libraries)
+    execFileSync(patchelf, [...words, '--output', copy, join(this.#root, path)])
   }
 
   /**
@@ -47,5 +56,13 @@ export class SuitePrograms {
    */
   snippet(text: string, ...args: readonly string[]): [file: string, ...args: string[]] {
     return [join(import.meta.dirname, 'in-own-root.sh'), this.#root, text, ...args]
+  }
+
+  get #libraries(): string {
+    return join(this.#root, 'usr/lib', `${isArm ? 'aarch64' : 'x86_64'}-linux-gnu`)
+  }
+
+  get #loader(): string {
+    return join(this.#libraries, isArm ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2')
   }
 }
