@@ -1,4 +1,3 @@
-import { spawnSync } from 'node:child_process'
 import { existsSync, globSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import {
@@ -17,6 +16,7 @@ import { expect, test } from 'vitest'
 import { parseConfig } from '../../agent/config.ts'
 import { NOT_READY_TAINT } from '../../agent/kubernetes/node-taint.ts'
 import { version } from '../../agent/version.ts'
+import { kubectl } from '../support/kubectl.ts'
 import {
   agentCapabilities,
   agentConfig,
@@ -165,15 +165,11 @@ test('what kustomizations name is there, the image in the version of the sources
   }
 })
 
-const hasKubectl = spawnSync('kubectl', ['kustomize', '--help']).status === 0
-
-test.skipIf(!hasKubectl).each(['runtime-class', 'whole-node'])(
+test.each(['runtime-class', 'whole-node'])(
   'kubectl makes of %s one DaemonSet that reads the configuration that is there',
-  (overlay) => {
-    const path = join(KUBERNETES, 'overlays', overlay)
-    const { stdout, stderr } = spawnSync('kubectl', ['kustomize', path], { encoding: 'utf8' })
-    expect(stderr).toBe('')
-    const objects = loadAllYaml(stdout) as KubernetesObject[]
+  async (overlay) => {
+    const made = await kubectl(['kustomize', join(KUBERNETES, 'overlays', overlay)])
+    const objects = loadAllYaml(made) as KubernetesObject[]
     const named = (kind: string): KubernetesObject[] =>
       objects.filter((object) => object.kind === kind)
     const [configMap] = named('ConfigMap')
