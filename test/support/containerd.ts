@@ -36,6 +36,8 @@ export type ContainerdOptions = {
   readonly editConfig?: (toml: string) => string
   /** Sets it apart from other containerds in the same scratch. */
   readonly name?: string
+  /** What stands before the words of its command line, such as `nsenter` and what that is told. */
+  readonly within?: readonly string[]
 }
 
 export type RunOptions = CommandOptions & {
@@ -185,7 +187,9 @@ export class Containerd implements AsyncDisposable {
 
   async #start(): Promise<void> {
     const log = openSync(this.logPath, 'a')
-    const daemon = spawn('containerd', ['--config', this.#configPath], {
+    const { within = [] } = this.#options
+    const [file, ...args] = [...within, 'containerd', '--config', this.#configPath]
+    const daemon = spawn(file, args, {
       env: { PATH: this.#path },
       stdio: ['ignore', log, log],
     })

@@ -35,6 +35,7 @@ import { seeded } from '../support/seeded.ts'
 // The DaemonSet on a real containerd: the image that `make image` builds, from overlayfs, with the mounts and rights of the manifest and
 // no others. What a kubelet would do with it is done by test/support/pod-as-cri.ts; paths and ports of the node are the test's.
 
+const SUPPORT = join(import.meta.dirname, '../support')
 const MiB = 1024 ** 2
 const IMAGE = 'ipdr.dev/agent:0.1.0'
 const pollMs = { timeout: 60_000, interval: 50 }
@@ -43,7 +44,31 @@ const pollMs = { timeout: 60_000, interval: 50 }
 const PROFILES = {
   'runtime-class': { version: '1.7', isPerRuntime: true, agent: undefined, user: RUNTIME_CLASS },
   'whole-node': { version: '2', hasBootstrap: true, agent: BOOTSTRAP_CLASS, user: undefined },
+  'whole-node, with version 2 of control groups': {
+    version: '2',
+    hasBootstrap: true,
+    agent: BOOTSTRAP_CLASS,
+    user: undefined,
+    within: [join(SUPPORT, 'unified-groups.sh')],
+    // Where there are no controllers nothing can be limited.
+    editConfig: (toml: string) =>
+      toml
+        .replace('disable_apparmor', 'disable_cgroup = true\n$&')
+        .replaceAll(/^ +Root = .*$/gm, `$&\nBinaryName = "${SUPPORT}/runc-without-limits.py"`),
+  },
 } as const
+
+const shared = new AsyncDisposableStack()
+/** What `make image` makes, as an archive. */
+let agentArchive: string
+
+beforeAll(async () => {
+  const scratch = shared.use(Scratch.open('daemonset-image'))
+  const { dir } = await buildImage(join(scratch.dir, 'image'))
+  agentArchive = `${dir}.tar`
+  await runCommand('tar', ['-C', dir, '-cf', agentArchive, '.'])
+}, 600_000)
+afterAll(async () => await shared.disposeAsync(), 60_000)
 
 describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
   const opened = new AsyncDisposableStack()
@@ -77,6 +102,8 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
         certsDir,
       }),
     )
+    // Containers that CRI puts into no group are in one beside containerd's.
+    new ControlGroup(join(containerd.cgroup, 'containerd')).take(containerd.pid ?? 0)
     cri = opened.use(await Cri.connect(containerd))
     keeperGroup = `${dirname(containerd.cgroup)}/fuse-keeper`
     const places: readonly [ofNode: string, ofTest: string][] = [
@@ -110,12 +137,9 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
     await runCommand('mount', ['--make-shared', path])
   }
 
-  /** Builds the image and gives it to containerd as node-image/kubernetes/README.md says, without a registry. */
+  /** Gives the image to containerd as node-image/kubernetes/README.md says, without a registry. */
   async function importAgent(): Promise<void> {
-    const { dir } = await buildImage(join(scratch.dir, 'image'))
-    const archive = `${dir}.tar`
-    await runCommand('tar', ['-C', dir, '-cf', archive, '.'])
-    const words = ['images', 'import', '--base-name', 'ipdr.dev/agent', archive]
+    const words = ['images', 'import', '--base-name', 'ipdr.dev/agent', agentArchive]
     await containerd.ctr(['-n', 'k8s.io', ...words])
     // CRI hears of it by an event.
     while ((await cri.imageStatus(IMAGE)) === undefined) await setTimeout(10)
