@@ -1,42 +1,30 @@
-import { hash } from 'node:crypto'
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { Readable } from 'node:stream'
-import {
-  AppsV1Api,
-  CoreV1Api,
-  PatchStrategy,
-  setHeaderOptions,
-  type V1Pod,
-} from '@kubernetes/client-node'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
-import { busyboxFiles } from '../support/images/busybox-files.ts'
-import { packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
 import { KubeCluster } from '../support/kube-cluster.ts'
 import { Kubelet } from '../support/kubelet.ts'
 import { LazyNode } from '../support/lazy-node.ts'
-import { makeTar, type TarPart } from '../support/make-tar.ts'
-import { randomContent } from '../support/random-tree-tar.ts'
+import {
+  imageOf,
+  patience,
+  publishReader,
+  ReadingDeployment,
+} from '../support/reading-deployment.ts'
 import { Scratch } from '../support/scratch.ts'
 import { seeded } from '../support/seeded.ts'
 
 // Goal: pods of an ordinary Deployment run from CIDs, whatever becomes of the agent. Method: a whole Kubernetes on this machine, of
 // etcd, kube-apiserver, controllers, scheduler and a kubelet, on a containerd with the agent. The tests follow each other.
 
-const NAMESPACE = 'ipdr-test'
-const NAME = 'app'
 const REPLICAS = 3
-
-/** A pod on a busy machine waits for two starts of its node's containerd client and three probes. */
-const patience = { timeout: 120_000, interval: 100 }
+const K8S = ['-n', 'k8s.io']
 
 const opened = new AsyncDisposableStack()
 let cluster: KubeCluster
 let node: LazyNode
 let kubelet: Kubelet
-let apps: AppsV1Api
-let core: CoreV1Api
+let deployment: ReadingDeployment
 /** What the Deployment is rolled to, one after the other. */
 let images: readonly [string, string, string]
 
@@ -47,143 +35,23 @@ beforeAll(async () => {
   const { containerd } = node
   const { api } = cluster
   kubelet = opened.use(await Kubelet.start({ scratch: node.scratch, api, containerd }))
+  const parts = { scratch: node.scratch, publisher: node.publisher, random: seeded(11) }
+  const publish = (version: string): Promise<string> => publishReader(version, parts)
   images = [await publish('first'), await publish('second'), await publish('third')]
-  apps = api.admin.makeApiClient(AppsV1Api)
-  core = api.admin.makeApiClient(CoreV1Api)
-  await api.namespace(NAMESPACE)
+  await api.namespace(ReadingDeployment.namespace)
 }, 1_800_000)
 afterAll(async () => await opened.disposeAsync(), 120_000)
 
-/** Files that are read one after the other, so that a pod is a while at it; each is blocks of its own. */
-const PARTS = 60
-const random = seeded(11)
-
-/** An image that says `version`, whose command reads all of it and checks what it reads. */
-async function publish(version: string): Promise<string> {
-  const { scratch, publisher } = node
-  const parts = Array.from({ length: PARTS }, () => randomContent(random, 200_000))
-  const sums = parts.map((part, at) => `${hash('sha256', part)}  /parts/${at}\n`).join('')
-  const pack = (...files: readonly TarPart[]): ReturnType<typeof packLayer> =>
-    packLayer(Readable.from([makeTar(...files)]), 'gzip', join(scratch.dir, 'layers'))
-  const layers = [
-    await pack(...busyboxFiles('cat', 'grep', 'sh', 'sha256sum', 'sleep')),
-    await pack(
-      { name: 'version', content: version },
-      { name: 'sums', content: sums },
-      { name: 'read', mode: 0o755, content: READ },
-      { name: 'parts/', typeflag: '5', mode: 0o755 },
-      ...parts.map((content, at) => ({ name: `parts/${at}`, content })),
-    ),
-  ]
-  const layout = writeOciLayout(join(scratch.dir, `layout-${version}`), {
-    layers,
-    process: { Entrypoint: ['/read'], Env: ['PATH=/bin'] },
-  })
-  return publisher.push(layout)
-}
-
-/** Ends, and with it the container, at the first byte that is not as it was published. */
-const READ = `#!/bin/sh
-set -eu
-while read -r line; do
-  echo "$line" | sha256sum -c -s
-  sleep 0.1
-done </sums
-echo all >/read-all
-exec sleep infinity
-`
-
-/** Makes the Deployment. Its pods are ready once they have read all of their image, and are restarted where that takes no more reads. */
-async function deploy(cid: string, replicas: number): Promise<void> {
-  const labels = { app: NAME }
-  const probe = (command: string[]): object => ({
-    exec: { command },
-    periodSeconds: 1,
-    timeoutSeconds: 20,
-    failureThreshold: 3,
-  })
-  await apps.createNamespacedDeployment({
-    namespace: NAMESPACE,
-    body: {
-      metadata: { name: NAME },
-      spec: {
-        replicas,
-        selector: { matchLabels: labels },
-        template: {
-          metadata: { labels },
-          spec: {
-            // The shell that is the pod's first process takes no SIGTERM.
-            terminationGracePeriodSeconds: 1,
-            containers: [
-              {
-                name: NAME,
-                image: imageOf(cid),
-                readinessProbe: probe(['cat', '/read-all']),
-                livenessProbe: probe(['sha256sum', '/parts/0']),
-              },
-            ],
-          },
-        },
-      },
-    },
-  })
-}
-
-async function change(spec: object): Promise<void> {
-  await apps.patchNamespacedDeployment(
-    { namespace: NAMESPACE, name: NAME, body: { spec } },
-    setHeaderOptions('Content-Type', PatchStrategy.StrategicMergePatch),
-  )
-}
-
-/** How often containers were started anew, by pod, also of pods that are gone since. */
-const restarts = new Map<string, number>()
-
-async function pods(): Promise<V1Pod[]> {
-  const { items } = await core.listNamespacedPod({ namespace: NAMESPACE })
-  for (const { metadata, status } of items) {
-    const counts = (status?.containerStatuses ?? []).map(({ restartCount }) => restartCount)
-    restarts.set(metadata?.name ?? '', Math.max(0, ...counts))
-  }
-  return items
-}
-
-/** How many pods of the image run, ready or not. */
-async function countRunning(cid: string): Promise<number> {
-  const isRunning = ({ spec, status }: V1Pod): boolean =>
-    spec?.containers[0]?.image === imageOf(cid) &&
-    status?.containerStatuses?.[0]?.state?.running !== undefined
-  return (await pods()).filter(isRunning).length
-}
-
-function imageOf(cid: string): string {
-  return `ipdr.internal/${cid}`
-}
-
-/** Waits until exactly this many pods are there and ready, all of this image. */
-async function whenRolledOut(cid: string, replicas: number): Promise<void> {
-  await expect
-    .poll(
-      async () =>
-        (await pods()).map(({ spec, status }) => ({
-          image: spec?.containers[0]?.image,
-          ready: status?.conditions?.find(({ type }) => type === 'Ready')?.status,
-        })),
-      patience,
-    )
-    .toEqual(Array.from({ length: replicas }, () => ({ image: imageOf(cid), ready: 'True' })))
-}
-
 test('a Deployment that names a CID is ready, and is scaled up and down', async () => {
   const [first] = images
-  await deploy(first, 1)
-  await whenRolledOut(first, 1)
+  deployment = await ReadingDeployment.create(cluster.api.admin, { cid: first, replicas: 1 })
+  await deployment.whenRolledOut(first, 1)
   expect(node.layerMounts.length).toBeGreaterThan(0)
   for (const replicas of [REPLICAS + 2, REPLICAS]) {
-    await change({ replicas })
-    await whenRolledOut(first, replicas)
+    await deployment.scale(replicas)
+    await deployment.whenRolledOut(first, replicas)
   }
-  expect([...restarts.values()].filter((count) => count > 0)).toEqual([])
+  expect(deployment.restarted).toEqual([])
 }, 300_000)
 
 const strikes = [
@@ -201,41 +69,70 @@ test.each(strikes)(
   'is rolled to another CID while the $victim is killed again and again, and no container restarts',
   async ({ victim, kill }) => {
     const image = images[victim === 'data worker' ? 1 : 2]
-    await change({ template: { spec: { containers: [{ name: NAME, image: imageOf(image) }] } } })
+    await deployment.roll(image)
     // Before the image is pulled, and then whenever one more of its containers has begun to read.
     await kill()
-    const whenRunning = (pods: number): Promise<void> =>
-      expect.poll(() => countRunning(image), patience).toBeGreaterThanOrEqual(pods)
-    await whenRunning(1)
+    await deployment.whenRunning(image, 1)
     await kill()
     // It was killed while bytes were missing: who took its place has to fetch.
     await expect.poll(() => node.fetchedBytes(), patience).toBeGreaterThan(0)
     for (let pods = 2; pods <= REPLICAS; pods++) {
-      await whenRunning(pods)
+      await deployment.whenRunning(image, pods)
       await kill()
     }
-    await whenRolledOut(image, REPLICAS)
-    expect([...restarts].filter(([, count]) => count > 0)).toEqual([])
+    await deployment.whenRolledOut(image, REPLICAS)
+    expect(deployment.restarted).toEqual([])
   },
   300_000,
 )
 
+test('its pods are replaced by some in user namespaces, and the image is neither fetched nor copied again for them', async () => {
+  const image = images[2]
+  const before = await node.fetchedBytes()
+  await deployment.change({ hostUsers: false })
+  await expect.poll(rootsOfPods, patience).toSatisfy(areApart)
+  await deployment.whenRolledOut(image, REPLICAS)
+  expect(deployment.restarted).toEqual([])
+  // The image is of 12 MB. What no pod before has read may still come.
+  expect((await node.fetchedBytes()) - before).toBeLessThan(1_000_000)
+  const words = ['snapshots', '--snapshotter', 'ipdr', 'usage', '-b']
+  const usage = await node.containerd.ctr([...K8S, ...words])
+  // Those of containers are called like them.
+  const written = [...usage.matchAll(/^[0-9a-f]{64} +(\d+)/gm)].map(([, bytes]) => Number(bytes))
+  expect(written.length).toBeGreaterThanOrEqual(REPLICAS)
+  expect(Math.max(...written)).toBeLessThan(100_000)
+}, 300_000)
+
+/** What each container of the Deployment has as root: a user of the node. */
+async function rootsOfPods(): Promise<number[]> {
+  const ids = (await deployment.pods()).flatMap(({ status }) =>
+    (status?.containerStatuses ?? []).map(({ containerID = '' }) => containerID.split('//')[1]),
+  )
+  const tasks = await node.containerd.ctr([...K8S, 'tasks', 'ls'])
+  return [...tasks.matchAll(/^(\w+) +(\d+) +RUNNING/gm)]
+    .filter(([, id]) => ids.includes(id))
+    .map(([, , pid]) => Number(readFileSync(`/proc/${pid}/uid_map`, 'utf8').trim().split(/ +/)[1]))
+}
+
+/** Whether all pods are there, and none has the root of another or of the node. */
+function areApart(roots: readonly number[]): boolean {
+  return roots.length === REPLICAS && new Set([0, ...roots]).size === REPLICAS + 1
+}
+
 test('is deleted, and nothing is left of it', async () => {
-  await apps.deleteNamespacedDeployment({ namespace: NAMESPACE, name: NAME })
-  await expect.poll(pods, patience).toEqual([])
+  await deployment.delete()
   for (const cid of images) await node.cri.removeImage(imageOf(cid))
   const { containerd } = node
-  const k8s = ['-n', 'k8s.io']
   // The kubelet removes once a minute what is left of pods that have ended.
   await expect
     .poll(
       async () => ({
         layers: node.layerMounts,
         // The first line is a heading, and the pods' own image stays.
-        snapshots: (await containerd.ctr([...k8s, 'snapshots', '--snapshotter', 'ipdr', 'ls']))
+        snapshots: (await containerd.ctr([...K8S, 'snapshots', '--snapshotter', 'ipdr', 'ls']))
           .trim()
           .split('\n').length,
-        tasks: await containerd.ctr([...k8s, 'tasks', 'ls', '-q']),
+        tasks: await containerd.ctr([...K8S, 'tasks', 'ls', '-q']),
         mounts: listMounts(join(node.scratch.run, 'containerd')).map(({ target }) => target),
         pods: readdirSync(join(kubelet.root, 'pods')),
         volumes: listMounts(kubelet.root)
