@@ -9,11 +9,14 @@ export type NodeCertificate = {
   readonly caFile: string
 }
 
-/** Makes an authority in `dir`, and a certificate of it for each of `names`; for `ip` too, and of `organizations`, if given. */
+/** Makes an authority in `dir`, and a certificate of it for each of `names`; for the addresses too, and of `organizations`, if given. */
 export async function makeCertificates<Name extends string>(
   dir: string,
   names: readonly Name[],
-  { ip, organizations = {} }: { ip?: string; organizations?: { [name in Name]?: string } } = {},
+  {
+    ips = [],
+    organizations = {},
+  }: { ips?: readonly string[]; organizations?: { [name in Name]?: string } } = {},
 ): Promise<Record<Name, NodeCertificate>> {
   mkdirSync(dir, { recursive: true })
   const [caFile, caKey] = [join(dir, 'ca.pem'), join(dir, 'ca.key')]
@@ -26,7 +29,8 @@ export async function makeCertificates<Name extends string>(
       const organization = organizations[name]
       const subject = `${organization === undefined ? '' : `/O=${organization}`}/CN=${name}`
       const signed = ['-x509', '-days', '2', '-subj', subject, '-CA', caFile, '-CAkey', caKey]
-      if (ip !== undefined) signed.push('-addext', `subjectAltName=IP:${ip}`)
+      const alternatives = ips.map((ip) => `IP:${ip}`).join()
+      if (ips.length > 0) signed.push('-addext', `subjectAltName=${alternatives}`)
       await runCommand('openssl', [...newKey, ...signed, '-keyout', keyFile, '-out', certFile])
       return [name, { certFile, keyFile, caFile }] as const
     }),

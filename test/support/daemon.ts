@@ -48,6 +48,12 @@ export class Daemon implements AsyncDisposable {
     }
   }
 
+  get pid(): number {
+    const { pid } = this.#process
+    if (pid === undefined) throw new Error(`${this.name} was not started`)
+    return pid
+  }
+
   async kill(): Promise<void> {
     if (this.#hasEnded) return
     const exited = once(this.#process, 'exit')

@@ -16,6 +16,10 @@ import { goProgram } from './go-programs.ts'
 import type { Scratch } from './scratch.ts'
 import { SuitePrograms } from './suite-programs.ts'
 
+/** The address that a cluster gives the API server, by which pods know it: the first one of the range below. */
+export const SERVICE_ADDRESS = '10.96.0.1'
+const SERVICE_PORT = 443
+
 /** Where service accounts of tests live. */
 const ACCOUNTS_NAMESPACE = 'ipdr-system'
 
@@ -36,6 +40,11 @@ type Where = {
   readonly namespaces?: readonly string[]
   /** Another way to the server, over plain HTTP. */
   readonly url?: string
+}
+
+export type KubeApiServerOptions = {
+  /** Whether it listens at SERVICE_ADDRESS too, as if kube-proxy led there: in a network of our own, which has the address. */
+  readonly isService?: boolean
 }
 
 type Ports = { readonly etcd: number; readonly etcdPeer: number; readonly api: number }
@@ -81,13 +90,17 @@ export class KubeApiServer implements AsyncDisposable {
   }
 
   /** Starts both, with nothing in them, and waits until they are ready. Builds kube-apiserver if need be. */
-  static async start(parent: Scratch): Promise<KubeApiServer> {
+  static async start(
+    parent: Scratch,
+    { isService = false }: KubeApiServerOptions = {},
+  ): Promise<KubeApiServer> {
     const scratch = parent.inner('kube')
-    const ports = { etcd: await freePort(), etcdPeer: await freePort(), api: await freePort() }
+    const api = isService ? SERVICE_PORT : await freePort()
+    const ports = { etcd: await freePort(), etcdPeer: await freePort(), api }
     const certificates = await makeCertificates(
       join(scratch.dir, 'certs'),
       ['server', 'admin', 'accounts'],
-      { ip: '127.0.0.1', organizations: { admin: 'system:masters' } },
+      { ips: ['127.0.0.1', SERVICE_ADDRESS], organizations: { admin: 'system:masters' } },
     )
     const server = new KubeApiServer(scratch, ports, certificates)
     await server.#startEtcd()
@@ -107,7 +120,7 @@ export class KubeApiServer implements AsyncDisposable {
       `--etcd-keyfile=${server.keyFile}`,
       // Only `compact` shall make it forget.
       '--etcd-compaction-interval=0',
-      '--bind-address=127.0.0.1',
+      `--bind-address=${this.#ports.api === SERVICE_PORT ? '0.0.0.0' : '127.0.0.1'}`,
       `--secure-port=${this.#ports.api}`,
       // Nobody is told to come there (RFC 5737), but a loopback address is refused.
       '--advertise-address=192.0.2.1',
@@ -117,6 +130,8 @@ export class KubeApiServer implements AsyncDisposable {
       `--tls-private-key-file=${server.keyFile}`,
       `--client-ca-file=${server.caFile}`,
       '--authorization-mode=RBAC',
+      // As every installer sets it.
+      '--allow-privileged=true',
       '--service-cluster-ip-range=10.96.0.0/24',
       '--service-account-issuer=https://kubernetes.default.svc',
       `--service-account-signing-key-file=${accounts.keyFile}`,
@@ -232,9 +247,8 @@ export class KubeApiServer implements AsyncDisposable {
   async #startEtcd(): Promise<void> {
     const { certFile, keyFile, caFile } = this.#certificates.server
     const [own, peer] = [this.#etcdUrl, `http://127.0.0.1:${this.#ports.etcdPeer}`]
-    const command = SuitePrograms.unpack('trixie', 'etcd', 'etcd-server').command('usr/bin/etcd')
     const daemon = await Daemon.start(this.#scratch, 'etcd', [
-      ...command,
+      ...etcdCommand(),
       `--data-dir=${join(this.#scratch.dir, 'etcd')}`,
       `--listen-client-urls=${own}`,
       `--advertise-client-urls=${own}`,
@@ -310,6 +324,11 @@ export class KubeApiServer implements AsyncDisposable {
     // YAML is a superset of JSON.
     writeFileSync(path, JSON.stringify(config))
   }
+}
+
+/** The words that start etcd. The first call unpacks it. */
+export function etcdCommand(): string[] {
+  return SuitePrograms.unpack('trixie', 'etcd', 'etcd-server').command('usr/bin/etcd')
 }
 
 /** `<verb> <resource>` of everything that the rule allows in the core group. */

@@ -1,8 +1,15 @@
 import { freePort } from './agent.ts'
 import { Daemon } from './daemon.ts'
 import { type GoProgram, goProgram } from './go-programs.ts'
-import { KubeApiServer } from './kube-apiserver.ts'
+import { etcdCommand, KubeApiServer, type KubeApiServerOptions } from './kube-apiserver.ts'
 import type { Scratch } from './scratch.ts'
+
+const PROGRAMS = [
+  'kube-apiserver',
+  'kube-controller-manager',
+  'kube-scheduler',
+  'kubelet',
+] as const satisfies readonly GoProgram[]
 
 /** A KubeApiServer with controllers and a scheduler: what is asked for comes to be, on the nodes that kubelets bring. */
 export class KubeCluster implements AsyncDisposable {
@@ -14,10 +21,16 @@ export class KubeCluster implements AsyncDisposable {
     this.#opened = opened
   }
 
+  /** Builds and unpacks whatever `start` and a kubelet need, where that needs a network that the test is about to leave. */
+  static async fetch(): Promise<void> {
+    etcdCommand()
+    for (const name of PROGRAMS) await goProgram(name)
+  }
+
   /** Starts all of it, and waits until it is ready. Builds the programs if need be. */
-  static async start(scratch: Scratch): Promise<KubeCluster> {
+  static async start(scratch: Scratch, options?: KubeApiServerOptions): Promise<KubeCluster> {
     await using opened = new AsyncDisposableStack()
-    const api = opened.use(await KubeApiServer.start(scratch))
+    const api = opened.use(await KubeApiServer.start(scratch, options))
     const run = async (name: GoProgram, flags: readonly string[]): Promise<void> => {
       const [port, { certFile, keyFile }] = [await freePort(), api.serverCertificate]
       const daemon = opened.use(

@@ -1,7 +1,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { CoreV1Api } from '@kubernetes/client-node'
+import { CoreV1Api, type V1Taint } from '@kubernetes/client-node'
 import { freePort } from './agent.ts'
 import type { Containerd } from './containerd.ts'
 import { ControlGroup } from './control-group.ts'
@@ -9,6 +9,7 @@ import { Daemon } from './daemon.ts'
 import { debianPath } from './debian-programs.ts'
 import { goProgram } from './go-programs.ts'
 import type { KubeApiServer } from './kube-apiserver.ts'
+import type { OwnNode } from './own-node.ts'
 import type { Scratch } from './scratch.ts'
 
 /** How long a node may take to be ready once its kubelet is, in ms. 60 s: a few seconds when quiet. */
@@ -19,6 +20,10 @@ type KubeletOptions = {
   readonly api: KubeApiServer
   /** One that has a network for pods. */
   readonly containerd: Containerd
+  /** Where it runs, with the containerd; by default it has a /var of its own on this machine. */
+  readonly node?: OwnNode
+  /** Taints that its node has from the start. */
+  readonly taints?: readonly V1Taint[]
 }
 
 /** The node's name. An address, by which the kubelet asks no resolver for one; nobody is there (RFC 5737). */
@@ -28,17 +33,21 @@ const NODE_NAME = '192.0.2.1'
 export class Kubelet implements AsyncDisposable {
   /** What it keeps of pods, and where it mounts their volumes. */
   readonly root: string
+  /** Where the logs of pods are. */
+  readonly podLogsDir: string
   readonly #scratch: Scratch
   readonly #daemon: Daemon
 
   private constructor(root: string, scratch: Scratch, daemon: Daemon) {
     this.root = root
+    this.podLogsDir = join(scratch.dir, 'pod-logs')
     this.#scratch = scratch
     this.#daemon = daemon
   }
 
   /** Starts it, and waits until its node takes pods. Builds it if need be. */
-  static async start({ scratch: parent, api, containerd }: KubeletOptions): Promise<Kubelet> {
+  static async start(options: KubeletOptions): Promise<Kubelet> {
+    const { scratch: parent, api, containerd, node, taints = [] } = options
     const scratch = parent.inner('kubelet')
     const root = join(scratch.dir, 'root')
     const health = await freePort()
@@ -72,6 +81,7 @@ export class Kubelet implements AsyncDisposable {
       oomScoreAdj: 0,
       podLogsDir: join(scratch.dir, 'pod-logs'),
       volumePluginDir: join(scratch.dir, 'volume-plugins'),
+      registerWithTaints: taints,
       // A test waits for what it tells.
       syncFrequency: '5s',
     }
@@ -81,8 +91,7 @@ export class Kubelet implements AsyncDisposable {
       scratch,
       'kubelet',
       [
-        join(import.meta.dirname, 'own-var.sh'),
-        root,
+        ...(node?.within ?? [join(import.meta.dirname, 'own-var.sh'), root]),
         await goProgram('kubelet'),
         `--config=${configPath}`,
         `--kubeconfig=${api.adminKubeconfig}`,
