@@ -86,8 +86,10 @@ beforeAll(async () => {
     ...agentConfig(),
     ipfs: { gateways: [publisher.gatewayUrl] },
     fuseKeeper: { controlGroup: keeperGroup },
+    // So that bytes are missing until a container reads them.
+    prefetch: { replay: false },
   })
-  const parts = { scratch, publisher, random: seeded(12) }
+  const parts = { scratch, publisher, random: seeded(12), pauseS: 0.4 }
   const publish = (version: string): Promise<string> => publishReader(version, parts)
   images = [
     await publish('first'),
@@ -183,7 +185,11 @@ test('the pods of a Deployment wait while the node has the taint, and are ready 
   const [first] = images
   const { admin } = cluster.api
   expect(await taintsOfNode()).toContain(NOT_READY_TAINT.key)
-  deployment = await ReadingDeployment.create(admin, { cid: first, replicas: 1 })
+  deployment = await ReadingDeployment.create(admin, {
+    cid: first,
+    replicas: 1,
+    maxSurge: REPLICAS,
+  })
   const whyPending = async (): Promise<unknown> =>
     (await deployment.pods())[0]?.status?.conditions?.map(({ message }) => message)
   await expect.poll(whyPending, patience).toEqual([expect.stringContaining('untolerated taint')])
@@ -242,7 +248,8 @@ test.each(strikes.map((strike) => [strike.what, strike] as const))(
   async (_, { image: chosen, strike }) => {
     const image = chosen()
     await deployment.roll(image)
-    await deployment.whenRunning(image, 1)
+    // All read at once, and are half a minute at it.
+    await deployment.whenRunning(image, REPLICAS)
     await strike(await readyAgentPod())
     // It was struck while bytes were missing: who took its place has to fetch.
     await expect.poll(fetchedBytes, patience).toBeGreaterThan(0)

@@ -29,12 +29,12 @@ const NAME = 'app'
 const PARTS = 60
 
 /** Ends, and with it the container, at the first byte or owner that is not as it was published. */
-const READ = `#!/bin/sh
+const readScript = (pauseS: number): string => `#!/bin/sh
 set -eu
 [ "$(stat -c %u:%g /sums)" = 0:0 ]
 while read -r line; do
   echo "$line" | sha256sum -c -s
-  sleep 0.1
+  sleep ${pauseS}
 done </sums
 echo all >/read-all
 exec sleep infinity
@@ -43,7 +43,7 @@ exec sleep infinity
 /** Publishes an image whose command reads all of it and checks what it reads; `version` tells it from others. Gives back its CID. */
 export async function publishReader(
   version: string,
-  { scratch, publisher, random }: ReaderParts,
+  { scratch, publisher, random, pauseS = 0.1 }: ReaderParts,
 ): Promise<string> {
   const parts = Array.from({ length: PARTS }, () => randomContent(random, 200_000))
   const sums = parts.map((part, at) => `${hash('sha256', part)}  /parts/${at}\n`).join('')
@@ -54,7 +54,7 @@ export async function publishReader(
     await pack(
       { name: 'version', content: version },
       { name: 'sums', content: sums },
-      { name: 'read', mode: 0o755, content: READ },
+      { name: 'read', mode: 0o755, content: readScript(pauseS) },
       { name: 'parts/', typeflag: '5', mode: 0o755 },
       ...parts.map((content, at) => ({ name: `parts/${at}`, content })),
     ),
@@ -70,6 +70,8 @@ type ReaderParts = {
   readonly scratch: Scratch
   readonly publisher: Publisher
   readonly random: ReturnType<typeof seeded>
+  /** Between one read and the next, in s; there are PARTS of them. */
+  readonly pauseS?: number
 }
 
 /** By which a pod names an image on IPFS. */
@@ -92,10 +94,10 @@ export class ReadingDeployment {
     this.#core = core
   }
 
-  /** Makes it. `pod` is what its pods have beside their container. The namespace has to be there. */
+  /** Makes it, with up to `maxSurge` pods more than it should have while it is rolled. The namespace has to be there. */
   static async create(
     admin: KubeConfig,
-    { cid, replicas, pod = {} }: { cid: string; replicas: number; pod?: PodParts },
+    { cid, replicas, maxSurge = 1 }: { cid: string; replicas: number; maxSurge?: number },
   ): Promise<ReadingDeployment> {
     const [apps, core] = [admin.makeApiClient(AppsV1Api), admin.makeApiClient(CoreV1Api)]
     const labels = { app: NAME }
@@ -111,11 +113,11 @@ export class ReadingDeployment {
         metadata: { name: NAME },
         spec: {
           replicas,
+          strategy: { rollingUpdate: { maxSurge, maxUnavailable: 0 } },
           selector: { matchLabels: labels },
           template: {
-            metadata: { labels, ...(pod.annotations && { annotations: pod.annotations }) },
+            metadata: { labels },
             spec: {
-              ...pod.spec,
               // The shell that is the pod's first process takes no SIGTERM.
               terminationGracePeriodSeconds: 1,
               containers: [
@@ -227,9 +229,4 @@ function stateOf({ spec, status }: V1Pod): PodState {
     isReady: status?.conditions?.find(({ type }) => type === 'Ready')?.status === 'True',
     waiting: container?.state?.waiting?.message,
   }
-}
-
-type PodParts = {
-  readonly annotations?: Record<string, string>
-  readonly spec?: Partial<V1PodSpec>
 }
