@@ -1,18 +1,25 @@
 import { spawn } from 'node:child_process'
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { z } from 'zod'
 import { type ContainerName, containersOn } from '../snapshotter/containers-on-mounts.ts'
 import {
   adoptLayerFiles,
   detachMountsBelow,
+  isFuseDevice,
+  isLiveConnection,
+  layerFilesDevice,
   mountLayerFiles,
   unmountLayerFiles,
 } from '../snapshotter/fuse-connection.ts'
 import { joinControlGroup } from './control-group.ts'
+import { type DescriptorStore, noDescriptorStore } from './descriptor-store.ts'
 import type { Logger } from './logger.ts'
 
 /** The descriptor number at which the keeper holds /dev/fuse: the first after stdin, stdout, stderr. */
 const KEEPER_FUSE_FD = 3
+
+/** What a FUSE connection is called in the service manager's descriptor store, before the number of its file system. */
+const STORED_PREFIX = 'ipdr-fuse-'
 
 const keeperRecord = z.strictObject({
   pid: z.number().int().positive(),
@@ -40,6 +47,14 @@ type KeeperPlace = {
   readonly keeperGroup?: string | undefined
 }
 
+type Shared = {
+  readonly log: Logger
+  /** Told of containers on mounts that cannot be given another connection. */
+  readonly onLost: (containers: readonly ContainerName[]) => void
+  /** The service manager's; by default there is none. */
+  readonly store?: DescriptorStore
+}
+
 /**
  * Adopts the FUSE connection of an agent that ran before, or makes a new one.
  *
@@ -47,27 +62,57 @@ type KeeperPlace = {
  * then reads EIO for ever. So a process that does nothing and never ends early, `sleep infinity`, holds a copy of the
  * descriptor; a new agent takes it back with pidfd_getfd(2). It is started outside our session so that it outlives us,
  * and where a container is killed with all that is in its control group, outside of that too.
- * `onLost` is told of containers on mounts that cannot be given another connection. Throws KernelError if /dev/fuse cannot be opened or mounted.
+ * A service manager that stores descriptors holds one more, from which a keeper that was killed as well is made anew.
+ * Throws KernelError if /dev/fuse cannot be opened or mounted.
  */
 export function openFuseConnection(
   place: KeeperPlace,
-  {
-    log,
-    onLost,
-  }: { readonly log: Logger; readonly onLost: (containers: readonly ContainerName[]) => void },
+  { log, onLost, store = noDescriptorStore }: Shared,
 ): FuseConnection {
-  const kept = runningKeeper(place.recordPath)
-  if (kept !== undefined) {
-    const fd = adoptLayerFiles({ pid: kept, fd: KEEPER_FUSE_FD, target: place.fuseDir })
-    if (fd !== undefined) {
-      log.info(
-        { keeperPid: kept },
-        'took over the FUSE connection of the agent before; its mounts live on',
-      )
-      return { fd, adopted: true, keeperPid: kept }
-    }
+  const connection =
+    fromKeeper(place, log) ??
+    fromStore(place, store, log) ??
+    newConnection(place, { log, onLost, store })
+  settleStore(connection.fd, place.fuseDir, store)
+  return connection
+}
+
+function fromKeeper(place: KeeperPlace, log: Logger): FuseConnection | undefined {
+  const keeperPid = runningKeeper(place.recordPath)
+  if (keeperPid === undefined) return undefined
+  const fd = adoptLayerFiles({ pid: keeperPid, fd: KEEPER_FUSE_FD, target: place.fuseDir })
+  if (fd === undefined) {
     endKeeper(place.recordPath)
+    return undefined
   }
+  log.info({ keeperPid }, 'took over the FUSE connection of the agent before; its mounts live on')
+  return { fd, adopted: true, keeperPid }
+}
+
+/** The name says for which mount it is. That of a mount which is gone may have been given away again, but then its connection has ended. */
+function fromStore(
+  place: KeeperPlace,
+  store: DescriptorStore,
+  log: Logger,
+): FuseConnection | undefined {
+  const name = storedName(place.fuseDir)
+  const stored = store.held.find((held) => held.name === name && isLiveConnection(held.fd))
+  if (stored === undefined) return undefined
+  const keeperPid = startKeeper(stored.fd, place, log)
+  log.info(
+    { keeperPid },
+    'took the FUSE connection back from the service manager, since its keeper is gone; its mounts live on',
+  )
+  return { fd: stored.fd, adopted: true, keeperPid }
+}
+
+function newConnection(
+  place: KeeperPlace,
+  { log, onLost, store }: Required<Shared>,
+): FuseConnection {
+  // A version that made room for this one may have stored what was not handed to us.
+  const before = storedName(place.fuseDir)
+  if (before !== undefined) store.forget(before)
   const detached = detachMountsBelow([place.lazyMountsDir, place.fuseDir], 'unmendable')
   for (const target of detached) {
     log.warn(
@@ -78,6 +123,38 @@ export function openFuseConnection(
   if (detached.length > 0) onLost(containersOn((lowerDir) => detached.includes(lowerDir)))
   mkdirSync(place.fuseDir, { recursive: true })
   const fd = mountLayerFiles(place.fuseDir)
+  return { fd, adopted: false, keeperPid: startKeeper(fd, place, log) }
+}
+
+/** Starts another keeper if somebody has killed the one there was: for a process that is about to let go of its own descriptor. */
+export function ensureKeeper({ fd }: FuseConnection, place: KeeperPlace, log: Logger): void {
+  if (runningKeeper(place.recordPath) !== undefined) return
+  log.warn({}, 'the FUSE keeper is gone: starting another one')
+  startKeeper(fd, place, log)
+}
+
+/** Has the store hold this connection alone: one that we do not serve would make its readers wait for ever. */
+function settleStore(fd: number, fuseDir: string, store: DescriptorStore): void {
+  const name = storedName(fuseDir)
+  // All of a name go at once, and a stale one may have ours.
+  const isOurs = (held: { readonly fd: number; readonly name: string }): boolean =>
+    held.name === name && isLiveConnection(held.fd)
+  for (const held of store.held) {
+    if (held.fd === fd || !held.name.startsWith(STORED_PREFIX)) continue
+    if (!isOurs(held)) store.forget(held.name)
+    // The number is a stranger's word: it may be that of a descriptor which this process has opened itself.
+    if (isFuseDevice(held.fd)) closeSync(held.fd)
+  }
+  if (name !== undefined) store.keep({ name, fd })
+}
+
+function storedName(fuseDir: string): string | undefined {
+  // A colon parts names where they are handed back.
+  const device = layerFilesDevice(fuseDir)?.replace(':', '-')
+  return device === undefined ? undefined : `${STORED_PREFIX}${device}`
+}
+
+function startKeeper(fd: number, place: KeeperPlace, log: Logger): number {
   const keeper = spawn('sleep', ['infinity'], {
     detached: true,
     cwd: '/',
@@ -89,7 +166,7 @@ export function openFuseConnection(
   if (keeper.pid === undefined) throw new Error('cannot start the FUSE keeper: sleep(1) is missing')
   if (place.keeperGroup !== undefined) moveKeeper(keeper.pid, place.keeperGroup, log)
   writeRecord(place.recordPath, keeper.pid)
-  return { fd, adopted: false, keeperPid: keeper.pid }
+  return keeper.pid
 }
 
 /**
@@ -97,10 +174,15 @@ export function openFuseConnection(
  * last word: false, and the keeper goes on, if something still stands on one, such as a mount made by hand whose view
  * containerd has collected as garbage.
  */
-export function closeFuseConnection(place: KeeperPlace): boolean {
+export function closeFuseConnection(
+  place: KeeperPlace,
+  store: DescriptorStore = noDescriptorStore,
+): boolean {
+  const name = storedName(place.fuseDir)
   detachMountsBelow([place.lazyMountsDir], 'all')
   if (!unmountLayerFiles(place.fuseDir)) return false
   endKeeper(place.recordPath)
+  if (name !== undefined) store.forget(name)
   return true
 }
 

@@ -3,6 +3,7 @@ import yargs from 'yargs'
 import { hideBin } from 'yargs/helpers'
 import { CodedError } from '../snapshotter/errors.ts'
 import { type Config, parseConfig, readConfig } from './config.ts'
+import { serviceDescriptorStore } from './descriptor-store.ts'
 import { createLogger, type Logger } from './logger.ts'
 import { serviceNotifier } from './service-notify.ts'
 import { Succession } from './succession.ts'
@@ -114,6 +115,8 @@ async function runSupervisor(
   stop: AbortSignal,
   log: Logger,
 ): Promise<void> {
+  // Before anything is started, and before an environment is passed on to the next version.
+  const store = serviceDescriptorStore(process.env, { pid: process.pid, log })
   const notifier = serviceNotifier(process.env['NOTIFY_SOCKET'], log)
   const succession = new Succession(process.env, hideBin(process.argv))
   const handOver = new AbortController()
@@ -140,6 +143,7 @@ async function runSupervisor(
   const end = await supervise(config, configPath, stop, {
     log,
     notifier,
+    store,
     handOver: handOver.signal,
     isTrial: previous !== undefined,
   })

@@ -2,7 +2,13 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import type { Config } from './config.ts'
-import { closeFuseConnection, type FuseConnection, openFuseConnection } from './fuse-keeper.ts'
+import { type DescriptorStore, noDescriptorStore } from './descriptor-store.ts'
+import {
+  closeFuseConnection,
+  ensureKeeper,
+  type FuseConnection,
+  openFuseConnection,
+} from './fuse-keeper.ts'
 import type { Logger } from './logger.ts'
 import { tellLostPods } from './lost-pods.ts'
 import { placesOf } from './places.ts'
@@ -40,6 +46,8 @@ const TRIAL_MS = 60_000
 type Shared = {
   readonly log: Logger
   readonly notifier?: Notifier
+  /** Where the FUSE connection outlives all of our processes. */
+  readonly store?: DescriptorStore
   /** Aborts when another version, or configuration, is to take this one's place: everything stays mounted then. */
   readonly handOver?: AbortSignal
   /** Whether this one took another version's place, which can come back. */
@@ -64,12 +72,19 @@ export async function supervise(
   config: Config,
   configPath: string | undefined,
   stop: AbortSignal,
-  { log, notifier = noNotifier, handOver = new AbortController().signal, isTrial = false }: Shared,
+  {
+    log,
+    notifier = noNotifier,
+    store = noDescriptorStore,
+    handOver = new AbortController().signal,
+    isTrial = false,
+  }: Shared,
 ): Promise<SuperviseEnd> {
   const places = placesOf(config)
   using _lock = lockRoot(config.root)
   const fuse = openFuseConnection(places, {
     log,
+    store,
     onLost: (containers) => {
       const { socketPath } = config.containerd
       void tellLostPods(containers, { socketPath, log, stop })
@@ -105,9 +120,13 @@ export async function supervise(
     )
     await pause(backoffMs, ending)
   }
-  if (!stop.aborted) return handOver.aborted ? 'handed over' : 'failed trial'
+  if (!stop.aborted) {
+    // Our descriptor closes as the other program takes our place.
+    ensureKeeper(fuse, places, log)
+    return handOver.aborted ? 'handed over' : 'failed trial'
+  }
   notifier.stopping()
-  if (inUse || !closeFuseConnection(places)) {
+  if (inUse || !closeFuseConnection(places, store)) {
     log.info(
       { keeperPid: fuse.keeperPid },
       'lazy mounts are in use: they stay, held by the FUSE keeper',

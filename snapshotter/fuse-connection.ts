@@ -1,8 +1,18 @@
-import { closeSync } from 'node:fs'
+import { closeSync, fstatSync } from 'node:fs'
 import { KernelError } from './errors.ts'
 import { mountFuse } from './fuse/mount-fuse.ts'
-import { MNT_DETACH, pidfdGetfd, pidfdOpen, UMOUNT_NOFOLLOW, umount } from './kernel/libc.ts'
+import {
+  isInError,
+  MNT_DETACH,
+  pidfdGetfd,
+  pidfdOpen,
+  UMOUNT_NOFOLLOW,
+  umount,
+} from './kernel/libc.ts'
 import { isMounted, listMounts } from './kernel/mountinfo.ts'
+
+/** The device number of /dev/fuse, 10:229 in Linux's admin-guide/devices.txt, as stat(2) has it. */
+const FUSE_DEVICE = (10 << 8) | 229
 
 /** Opens /dev/fuse and mounts the flat file system of layers at `target`. Returns the descriptor. Throws KernelError. */
 export function mountLayerFiles(target: string): number {
@@ -10,8 +20,8 @@ export function mountLayerFiles(target: string): number {
 }
 
 /**
- * A copy of the FUSE descriptor that process `pid` holds, if `target` is still mounted from it; undefined if the
- * process or the mount is gone. Throws KernelError if the kernel refuses for another reason.
+ * A copy of the FUSE descriptor that process `pid` holds, if `target` is still mounted and the connection lives; undefined if the
+ * process, the mount or the connection is gone. Throws KernelError if the kernel refuses for another reason.
  */
 export function adoptLayerFiles(held: {
   pid: number
@@ -21,9 +31,36 @@ export function adoptLayerFiles(held: {
   if (!isMounted(held.target)) return undefined
   const process = pidfdOpen(held.pid)
   try {
-    return pidfdGetfd(process, held.fd)
+    const fd = pidfdGetfd(process, held.fd)
+    if (isLiveConnection(fd)) return fd
+    closeSync(fd)
+    return undefined
   } finally {
     closeSync(process)
+  }
+}
+
+/**
+ * Which file system is mounted at `target`, as `0:57`; undefined if none is. The kernel gives the number to another one only once the
+ * connection of this one has ended.
+ */
+export function layerFilesDevice(target: string): string | undefined {
+  return listMounts(target).findLast((mount) => mount.target === target)?.device
+}
+
+/** Whether descriptor `fd` is open, of /dev/fuse, and of a connection that was neither aborted nor unmounted. */
+export function isLiveConnection(fd: number): boolean {
+  return isFuseDevice(fd) && !isInError(fd)
+}
+
+/** Whether descriptor `fd` is open, and of /dev/fuse. */
+export function isFuseDevice(fd: number): boolean {
+  try {
+    const { rdev } = fstatSync(fd)
+    return rdev === FUSE_DEVICE
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EBADF') return false
+    throw error
   }
 }
 

@@ -59,7 +59,17 @@ const SOCK_DGRAM = 2
 const SOCK_CLOEXEC = 0o2000000
 const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
+const SOL_SOCKET = 1
+const SCM_RIGHTS = 1
 const UNIX_PATH_MAX = 108
+
+/** struct cmsghdr with one descriptor behind it, in bytes: its length as a `long`, level and type as `int`s; padded to a `long`. */
+const CMSG_ONE_FD_BYTES = 20
+const CMSG_ONE_FD_SPACE = 24
+
+// asm-generic/poll.h; struct pollfd is an `int` and two `short`s.
+const POLLERR = 8
+const POLLFD_BYTES = 8
 
 // linux/time.h
 const CLOCK_REALTIME = 0
@@ -110,16 +120,8 @@ type Libc = {
     ) => number
   >
   socket: KoffiFunc<(family: number, type: number, protocol: number) => number>
-  sendto: KoffiFunc<
-    (
-      fd: number,
-      bytes: Uint8Array,
-      length: number,
-      flags: number,
-      address: Uint8Array,
-      addressLength: number,
-    ) => number
-  >
+  sendmsg: KoffiFunc<(fd: number, message: MessageHeader, flags: number) => number>
+  poll: KoffiFunc<(fds: Uint8Array, count: number, timeoutMs: number) => number>
   /** With a number, and with memory that the kernel reads or writes, as the third parameter. */
   ioctl: KoffiFunc<(fd: number, request: number, value: number) => number>
   ioctlBytes: KoffiFunc<(fd: number, request: number, bytes: Uint8Array) => number>
@@ -128,12 +130,34 @@ type Libc = {
   numeric: KoffiFunc<(number: number, a: number, b: number, c: number) => number>
 }
 
+/** struct msghdr of sendmsg(2), with its names. */
+type MessageHeader = {
+  readonly msg_name: Uint8Array
+  readonly msg_namelen: number
+  readonly msg_iov: readonly { readonly iov_base: Uint8Array; readonly iov_len: number }[]
+  readonly msg_iovlen: number
+  readonly msg_control: Uint8Array | null
+  readonly msg_controllen: number
+  readonly msg_flags: number
+}
+
 let bound: Libc | undefined
 
 /** Symbols of the C library that Node itself runs on, glibc or musl; bound at the first call, not at import. */
 function libc(): Libc {
   if (bound !== undefined) return bound
   const library = koffi.load(null)
+  koffi.struct('iovec', { iov_base: 'const uint8_t *', iov_len: 'size_t' })
+  // As glibc has it. musl parts two of the lengths into an `int` and padding of zeros, which is the same on little-endian machines.
+  koffi.struct('msghdr', {
+    msg_name: 'const uint8_t *',
+    msg_namelen: 'uint32_t',
+    msg_iov: 'const iovec *',
+    msg_iovlen: 'size_t',
+    msg_control: 'const uint8_t *',
+    msg_controllen: 'size_t',
+    msg_flags: 'int',
+  })
   // syscall(2) takes and returns registers, so its numbers are declared as `long`.
   bound = {
     mount: library.func(
@@ -162,9 +186,12 @@ function libc(): Libc {
       'long syscall(long number, long fd, const char *path, long flags, const uint64_t *attributes, size_t bytes)',
     ) as Libc['mountSetattr'],
     socket: library.func('int socket(int family, int type, int protocol)') as Libc['socket'],
-    sendto: library.func(
-      'int64_t sendto(int fd, const uint8_t *bytes, size_t length, int flags, const uint8_t *address, uint32_t addressLength)',
-    ) as Libc['sendto'],
+    sendmsg: library.func(
+      'int64_t sendmsg(int fd, const msghdr *message, int flags)',
+    ) as Libc['sendmsg'],
+    poll: library.func(
+      'int poll(_Inout_ uint8_t *fds, unsigned long count, int timeoutMs)',
+    ) as Libc['poll'],
     // Variadic in C; Linux passes these three in the same registers either way, on x86-64 and arm64.
     ioctl: library.func('int ioctl(int fd, unsigned long request, long value)') as Libc['ioctl'],
     ioctlBytes: library.func(
@@ -381,10 +408,11 @@ export function pidfdGetfd(pidfd: number, fd: number): number {
 }
 
 /**
- * Sends one datagram to a Unix socket, as sd_notify(3) does; Node knows Unix sockets for streams only. A path that starts
- * with `@` is in the abstract namespace. Throws KernelError, at once also when the receiver's queue is full.
+ * Sends one datagram to a Unix socket, as sd_notify(3) does, and with it a copy of `descriptor` if one is given; Node knows Unix sockets
+ * for streams only. A path that starts with `@` is in the abstract namespace. Throws KernelError, at once also when the receiver's queue
+ * is full.
  */
-export function sendDatagram(socketPath: string, text: string): void {
+export function sendDatagram(socketPath: string, text: string, descriptor?: number): void {
   const path = Buffer.from(socketPath.replace(/^@/, '\0'))
   if (path.length >= UNIX_PATH_MAX) {
     throw new KernelError(
@@ -393,20 +421,47 @@ export function sendDatagram(socketPath: string, text: string): void {
       { path: socketPath },
     )
   }
-  const { socket, sendto } = libc()
+  const { socket, sendmsg } = libc()
   const fd = checked(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket', socketPath)
   try {
     const address = Buffer.concat([Buffer.from(Uint16Array.of(AF_UNIX).buffer), path])
     const bytes = Buffer.from(text)
-    const flags = MSG_NOSIGNAL | MSG_DONTWAIT
+    const control = descriptor === undefined ? null : rightsTo(descriptor)
+    const message = {
+      msg_name: address,
+      msg_namelen: address.length,
+      msg_iov: [{ iov_base: bytes, iov_len: bytes.length }],
+      msg_iovlen: 1,
+      msg_control: control,
+      msg_controllen: control?.length ?? 0,
+      msg_flags: 0,
+    }
     checked(
-      sendto(fd, bytes, bytes.length, flags, address, address.length),
-      `sendto ${socketPath}`,
+      sendmsg(fd, message, MSG_NOSIGNAL | MSG_DONTWAIT),
+      `sendmsg to ${socketPath}`,
       socketPath,
     )
   } finally {
     closeSync(fd)
   }
+}
+
+/** The control message by which the receiver gets a copy of a descriptor: unix(7), cmsg(3). */
+function rightsTo(descriptor: number): Buffer {
+  const control = Buffer.alloc(CMSG_ONE_FD_SPACE)
+  control.writeBigUInt64LE(BigInt(CMSG_ONE_FD_BYTES), 0)
+  control.writeInt32LE(SOL_SOCKET, 8)
+  control.writeInt32LE(SCM_RIGHTS, 12)
+  control.writeInt32LE(descriptor, 16)
+  return control
+}
+
+/** Whether the file behind a descriptor is in error, as /dev/fuse is without a connection: poll(2). Throws KernelError. */
+export function isInError(fd: number): boolean {
+  const entry = Buffer.alloc(POLLFD_BYTES)
+  entry.writeInt32LE(fd, 0)
+  checked(libc().poll(entry, 1, 0), `poll of descriptor ${fd}`)
+  return (entry.readInt16LE(6) & POLLERR) !== 0
 }
 
 type MallocTrim = KoffiFunc<(pad: number) => number>

@@ -1,15 +1,24 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
+import type { NamedDescriptor } from '../../agent/descriptor-store.ts'
 import {
   closeFuseConnection,
   type FuseConnection,
   openFuseConnection,
 } from '../../agent/fuse-keeper.ts'
 import { createLogger } from '../../agent/logger.ts'
-import { isMounted } from '../../snapshotter/kernel/mountinfo.ts'
+import { isMounted, listMounts } from '../../snapshotter/kernel/mountinfo.ts'
 import { ControlGroup } from '../support/control-group.ts'
 import { Scratch } from '../support/scratch.ts'
 
@@ -116,4 +125,44 @@ test('a keeper whose control group cannot be made is a keeper all the same', () 
   const { keeperPid } = open({ ...place, keeperGroup: '/cgroup.procs/keeper' })
   expect(hasEnded(keeperPid)).toBe(false)
   expect(open(place)).toMatchObject({ adopted: true, keeperPid })
+})
+
+test('a mount that is replaced is forgotten by the store, also by one that handed nothing over', async () => {
+  const place = newPlace()
+  const first = open(place)
+  const device = listMounts(place.fuseDir).at(-1)?.device.replace(':', '-')
+  process.kill(first.keeperPid, 'SIGKILL')
+  await expect.poll(() => hasEnded(first.keeperPid)).toBe(true)
+  const told: string[] = []
+  const store = {
+    held: [],
+    keep: ({ name }: NamedDescriptor) => void told.push(`keep ${name}`),
+    forget: (name: string) => void told.push(`forget ${name}`),
+  }
+  const { fd } = openFuseConnection(place, { log, onLost: () => {}, store })
+  onTestFinished(() => closeSync(fd))
+  expect(told[0]).toBe(`forget ipdr-fuse-${device}`)
+  expect(told[1]).toMatch(/^keep ipdr-fuse-0-\d+$/)
+  expect(told).toHaveLength(2)
+})
+
+test('a descriptor that is handed over by a name of ours, and is none of /dev/fuse, stays as it is', () => {
+  const place = newPlace()
+  const other = openSync('/dev/null', 'r')
+  onTestFinished(() => closeSync(other))
+  const forgotten: string[] = []
+  const store = {
+    held: [
+      { name: 'ipdr-fuse-0-1', fd: other },
+      { name: 'ipdr-fuse-0-2', fd: 9_999 },
+      { name: 'web', fd: 9_998 },
+    ],
+    keep() {},
+    forget: (name: string) => void forgotten.push(name),
+  }
+  const { fd, adopted } = openFuseConnection(place, { log, onLost: () => {}, store })
+  onTestFinished(() => closeSync(fd))
+  expect(adopted).toBe(false)
+  expect(forgotten).toEqual(['ipdr-fuse-0-1', 'ipdr-fuse-0-2'])
+  expect(() => fstatSync(other)).not.toThrow()
 })

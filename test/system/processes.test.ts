@@ -3,7 +3,6 @@ import { once } from 'node:events'
 import { globSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
 import { text } from 'node:stream/consumers'
 import { expect, onTestFinished, test } from 'vitest'
 import { listMounts } from '../../snapshotter/kernel/mountinfo.ts'
@@ -21,6 +20,7 @@ import { MemoryBlocks } from '../support/memory-blocks.ts'
 import { randomContent } from '../support/random-tree-tar.ts'
 import { Scratch } from '../support/scratch.ts'
 import { seeded } from '../support/seeded.ts'
+import { ServiceManager } from '../support/service-manager/service-manager.ts'
 
 const deadlineMs = 90_000
 const pollMs = { timeout: 20_000, interval: 20 }
@@ -285,27 +285,13 @@ test(
   async () => {
     const scratch = Scratch.open('processes')
     onTestFinished(() => scratch[Symbol.asyncDispose]())
-    const path = join(scratch.run, 'notify.sock')
-    const script = `
-import socket, sys
-s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-s.bind(sys.argv[1])
-print('bound', flush=True)
-while True: print(s.recv(4096).decode(), flush=True)`
-    const receiver = spawn('/usr/bin/python3', ['-c', script, path], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    })
-    onTestFinished(() => void receiver.kill('SIGKILL'))
-    const messages: string[] = []
-    const lines = createInterface({ input: receiver.stdout })
-    lines.on('line', (line) => messages.push(line))
-    await expect.poll(() => messages, pollMs).toEqual(['bound'])
-    process.env['NOTIFY_SOCKET'] = path
-    onTestFinished(() => void delete process.env['NOTIFY_SOCKET'])
-    const agent = await AgentProcess.start(scratch)
-    await expect.poll(() => messages, pollMs).toEqual(['bound', 'READY=1'])
+    const manager = await ServiceManager.start(scratch)
+    const heard = (): string[] =>
+      manager.messages.map(({ message }) => message).filter((message) => !message.includes('FD'))
+    const agent = await AgentProcess.start(scratch, manager.service)
+    await expect.poll(heard, pollMs).toEqual(['READY=1'])
     await agent.stop()
-    await expect.poll(() => messages, pollMs).toEqual(['bound', 'READY=1', 'STOPPING=1'])
+    await expect.poll(heard, pollMs).toEqual(['READY=1', 'STOPPING=1'])
   },
   deadlineMs,
 )

@@ -138,7 +138,7 @@ test.each(['by path', 'in the abstract namespace'])(
 test('a datagram to nobody is a failure', async () => {
   expect(await failureOf(() => sendDatagram('/no/such/socket', 'READY=1'))).toMatchObject({
     code: 'NOT_FOUND',
-    message: 'sendto /no/such/socket failed with ENOENT',
+    message: 'sendmsg to /no/such/socket failed with ENOENT',
   })
   expect(await failureOf(() => sendDatagram(`/${'s'.repeat(107)}`, ''))).toMatchObject({
     code: 'INVALID_ARGUMENT',
