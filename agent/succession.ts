@@ -3,8 +3,8 @@ import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { CodedError } from '../snapshotter/errors.ts'
 
-/** How long a version may take to say whether it takes the configuration, in ms. 20 s: a second when quiet. */
-const CHECK_MS = 20_000
+/** How long a version may take to say whether it takes the configuration, in ms. 60 s: a second when quiet, half a minute at ten times the load. */
+const CHECK_MS = 60_000
 
 /** What the program that follows is told by its environment. */
 const PROGRAM = 'IPDR_AGENT_PROGRAM'

@@ -22,8 +22,10 @@ const BACKOFF_FIRST_MS = 100
 const BACKOFF_LONGEST_MS = 10_000
 /** A worker that ran this long was not dying of its start: the next wait is the first one again. */
 const STEADY_AFTER_MS = 30_000
-/** A worker says it is alive every second; 30 missed ones mean that its event loop hangs. */
+/** A worker says it is alive every second once it is ready; 30 missed ones mean that its event loop hangs. */
 const SILENCE_LONGEST_MS = 30_000
+/** Until then it says nothing. 10 min: it checks all databases in one piece, 60 GB at 100 MB/s; a second when there is nothing to check. */
+const START_LONGEST_MS = 600_000
 /** How often the service manager hears that we live: a third of the unit's WatchdogSec. */
 const SIGN_OF_LIFE_MS = 20_000
 /** A stopping worker may take this long for calls in flight and for flushing: containerd's own deadline is 10 s. */
@@ -39,9 +41,10 @@ const MEMORY_FLAGS = [
   '--external-memory-accounted-in-global-limit',
 ] as const
 
-/** A version that was put in another one's place must bring a worker up in so many attempts, and in this time, or the other one comes back. */
+/** A version that was put in another one's place must bring a worker up in so many attempts, and in the time below, or the other one comes back. */
 const TRIAL_DEATHS_MAX = 3
-const TRIAL_MS = 60_000
+/** 3 min: a start takes a second when quiet, and took one minute on a machine at ten times its load. */
+const TRIAL_MS = 180_000
 
 type Shared = {
   readonly log: Logger
@@ -91,7 +94,12 @@ export async function supervise(
     },
   })
   // The worker's life is our business, ours is the service manager's.
-  const signs = setInterval(() => notifier.alive(), SIGN_OF_LIFE_MS)
+  const first = new FirstStart(notifier)
+  const signs = setInterval(() => {
+    notifier.alive()
+    first.goesOn()
+  }, SIGN_OF_LIFE_MS)
+  first.goesOn()
   using _signs = { [Symbol.dispose]: () => clearInterval(signs) }
   let backoffMs = BACKOFF_FIRST_MS
   let inUse = true
@@ -106,11 +114,15 @@ export async function supervise(
       stop: ending,
       log,
       notifier,
-      onReady: () => trial.passed(),
+      onReady: () => {
+        trial.passed()
+        first.isOver()
+      },
     })
     if (end.stopped !== undefined) inUse = end.stopped.lazyMountsInUse > 0
     if (ending.aborted) break
     trial.died()
+    first.isOver()
     const ranMs = performance.now() - startedAt
     backoffMs =
       ranMs > STEADY_AFTER_MS ? BACKOFF_FIRST_MS : Math.min(backoffMs * 2, BACKOFF_LONGEST_MS)
@@ -133,6 +145,28 @@ export async function supervise(
     )
   }
   return 'stopped'
+}
+
+/**
+ * Has the service manager, and with it containerd, wait for a start that takes long, but not for workers that die of their start: those
+ * are not worth a node that does not come up.
+ */
+class FirstStart {
+  readonly #notifier: Notifier
+  #isOver = false
+
+  constructor(notifier: Notifier) {
+    this.#notifier = notifier
+  }
+
+  /** Call it every SIGN_OF_LIFE_MS. */
+  goesOn(): void {
+    if (!this.#isOver) this.#notifier.starting(SIGN_OF_LIFE_MS * 3)
+  }
+
+  isOver(): void {
+    this.#isOver = true
+  }
 }
 
 /** The time in which a new version has to show that its worker comes up. */
@@ -182,11 +216,13 @@ async function runWorker(start: WorkerStart): Promise<WorkerEnd> {
   const worker = spawnWorker(start)
   let stopped: WorkerEnd['stopped']
   let lastSign = performance.now()
+  let silenceLongestMs = START_LONGEST_MS
   worker.on('message', (value) => {
     const message = workerMessage.parse(value)
     lastSign = performance.now()
     switch (message.kind) {
       case 'ready':
+        silenceLongestMs = SILENCE_LONGEST_MS
         log.info(
           { workerPid: worker.pid, rung: message.rung, adopted: fuse.adopted },
           'data worker is ready',
@@ -202,10 +238,10 @@ async function runWorker(start: WorkerStart): Promise<WorkerEnd> {
     }
   })
   const watch = setInterval(() => {
-    if (performance.now() - lastSign < SILENCE_LONGEST_MS) return
+    if (performance.now() - lastSign < silenceLongestMs) return
     log.error(
       { workerPid: worker.pid },
-      `data worker was silent for ${SILENCE_LONGEST_MS} ms: killing it`,
+      `data worker was silent for ${silenceLongestMs} ms: killing it`,
     )
     worker.kill('SIGKILL')
   }, 1000)

@@ -7,8 +7,8 @@ import { CodedError } from '../snapshotter/errors.ts'
 import type { Config } from './config.ts'
 import { version } from './version.ts'
 
-/** How long the next version may take to be there, in ms. 90 s: the time of its trial, and that of the one that comes back. */
-const UPGRADE_MS = 90_000
+/** How long the next version may take to be there, in ms. 5 min: the check, the time of its trial, and that of the one that comes back. */
+const UPGRADE_MS = 300_000
 
 /** How long one question waits, and between two of them, in ms. */
 const ASK_MS = 5_000

@@ -41,6 +41,7 @@ test(
         heard.push('ready')
         ready.resolve()
       },
+      starting: () => {},
       alive: () => {},
       stopping: () => void heard.push('stopping'),
     }

@@ -146,17 +146,17 @@ test(
     const name = storedName(agent)
     const kept = { message: `FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, descriptors: 1, stored: [name] }
     const ready = { message: 'READY=1', descriptors: 0, stored: [name] }
-    await expect.poll(() => manager.messages, pollMs).toEqual([kept, ready])
+    await expect.poll(() => manager.untimedMessages, pollMs).toEqual([kept, ready])
     await agent.stop('SIGKILL')
     await agent.start()
-    await expect.poll(() => manager.messages, pollMs).toEqual([kept, ready, kept, ready])
+    await expect.poll(() => manager.untimedMessages, pollMs).toEqual([kept, ready, kept, ready])
     await killAll(agent)
     await agent.start()
-    await expect.poll(() => manager.messages.slice(4), pollMs).toEqual([kept, ready])
+    await expect.poll(() => manager.untimedMessages.slice(4), pollMs).toEqual([kept, ready])
     expect(storedName(agent)).toBe(name)
     await agent.stop()
     await expect
-      .poll(() => manager.messages.slice(6), pollMs)
+      .poll(() => manager.untimedMessages.slice(6), pollMs)
       .toEqual([
         { message: 'STOPPING=1', descriptors: 0, stored: [name] },
         { message: `FDSTOREREMOVE=1\nFDNAME=${name}`, descriptors: 0, stored: [] },
@@ -197,10 +197,10 @@ test(
     writeFileSync(join(control, files?.device.split(':')[1] ?? '', 'abort'), '1')
     const stale = manager.stored
     const keeper = keeperPid(agent)
-    const from = manager.messages.length
+    const from = manager.untimedMessages.length
     await agent.start()
     expect(keeperPid(agent)).not.toBe(keeper)
-    const since = (): unknown[] => manager.messages.slice(from).map(({ message }) => message)
+    const since = (): unknown[] => manager.untimedMessages.slice(from).map(({ message }) => message)
     await expect.poll(() => since().at(-1), pollMs).toBe('READY=1')
     expect(since()).toContain(`FDSTOREREMOVE=1\nFDNAME=${stale[0]}`)
     expect(manager.stored).toEqual([storedName(agent)])
@@ -219,7 +219,7 @@ test(
     await killAll(agent)
     await runCommand('umount', ['--lazy', join(agent.runDir, 'files')])
     await agent.start()
-    await expect.poll(() => manager.messages.at(-1)?.message, pollMs).toBe('READY=1')
+    await expect.poll(() => manager.untimedMessages.at(-1)?.message, pollMs).toBe('READY=1')
     expect(manager.stored).toEqual([storedName(agent)])
     expect(manager.stored).not.toEqual([stale])
     expect(await digestAt(join(mounted.path, 'late'))).toBe(digestOf(late))

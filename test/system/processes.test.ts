@@ -15,6 +15,7 @@ import {
 } from '../snapshotter/layers/published-image.ts'
 import { AgentProcess } from '../support/agent.ts'
 import { BlockPeer } from '../support/block-peer.ts'
+import { childrenOf } from '../support/children-of.ts'
 import { makeTar } from '../support/make-tar.ts'
 import { MemoryBlocks } from '../support/memory-blocks.ts'
 import { randomContent } from '../support/random-tree-tar.ts'
@@ -62,6 +63,11 @@ function stateOf(pid: number): string | undefined {
   } catch {
     return undefined
   }
+}
+
+/** Whether a process is a data worker, and no longer the supervisor that is about to become one. */
+function isWorker(pid: number): boolean {
+  return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('data-worker')
 }
 
 function hasEnded(pid: number): boolean {
@@ -287,11 +293,67 @@ test(
     onTestFinished(() => scratch[Symbol.asyncDispose]())
     const manager = await ServiceManager.start(scratch)
     const heard = (): string[] =>
-      manager.messages.map(({ message }) => message).filter((message) => !message.includes('FD'))
+      manager.untimedMessages
+        .map(({ message }) => message)
+        .filter((message) => !message.includes('FD'))
     const agent = await AgentProcess.start(scratch, manager.service)
     await expect.poll(heard, pollMs).toEqual(['READY=1'])
     await agent.stop()
     await expect.poll(heard, pollMs).toEqual(['READY=1', 'STOPPING=1'])
+  },
+  deadlineMs,
+)
+
+function heard(manager: ServiceManager, message: string): number {
+  return manager.messages.filter((heard) => heard.message === message).length
+}
+
+const STILL_STARTING = 'EXTEND_TIMEOUT_USEC=60000000'
+
+test(
+  'a start that takes long is waited for, by the supervisor and by the service manager',
+  async () => {
+    const scratch = Scratch.open('processes')
+    onTestFinished(() => scratch[Symbol.asyncDispose]())
+    const manager = await ServiceManager.start(scratch)
+    const { agent } = await setUp(manager.service)
+    await agent.stop()
+    const signs = (): number => heard(manager, 'WATCHDOG=1')
+    const [signsBefore, startsBefore] = [signs(), heard(manager, STILL_STARTING)]
+    const starting = agent.start()
+    const worker = (): number => childrenOf(agent.pid).find(isWorker) ?? 0
+    await expect.poll(worker, pollMs).toBeGreaterThan(0)
+    const pid = worker()
+    process.kill(pid, 'SIGSTOP')
+    // Two signs of life: forty seconds, and a worker that is ready may be silent for thirty.
+    await expect.poll(signs, { timeout: 60_000 }).toBe(signsBefore + 2)
+    expect(heard(manager, STILL_STARTING)).toBe(startsBefore + 3)
+    process.kill(pid, 'SIGCONT')
+    await starting
+    expect(agent.workerPid).toBe(pid)
+  },
+  deadlineMs,
+)
+
+test(
+  'a worker that dies of its start is tried again, and the service manager is not asked to wait for it',
+  async () => {
+    const scratch = Scratch.open('processes')
+    onTestFinished(() => scratch[Symbol.asyncDispose]())
+    const manager = await ServiceManager.start(scratch)
+    const { agent } = await setUp(manager.service)
+    await agent.stop()
+    const { hostname, port } = new URL(agent.registryUrl)
+    const squatter = createServer().listen(Number(port), hostname)
+    await once(squatter, 'listening')
+    const before = heard(manager, STILL_STARTING)
+    const signsBefore = heard(manager, 'WATCHDOG=1')
+    const starting = agent.start()
+    await agent.logged('data worker ended')
+    await expect.poll(() => heard(manager, 'WATCHDOG=1'), { timeout: 60_000 }).toBe(signsBefore + 1)
+    expect(heard(manager, STILL_STARTING)).toBe(before + 1)
+    squatter.close()
+    await starting
   },
   deadlineMs,
 )

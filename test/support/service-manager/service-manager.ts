@@ -58,6 +58,13 @@ export class ServiceManager {
     return this.#messages
   }
 
+  /** The same, but for what depends on how long something takes: signs of life, and that a start goes on. */
+  get untimedMessages(): readonly ServiceMessage[] {
+    return this.#messages.filter(
+      ({ message }) => !/^(?:WATCHDOG|EXTEND_TIMEOUT_USEC)=/.test(message),
+    )
+  }
+
   /** Names of the descriptors that it keeps. */
   get stored(): readonly string[] {
     return this.#messages.at(-1)?.stored ?? []
