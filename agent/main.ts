@@ -181,18 +181,21 @@ async function runHostSetup(
   config: Config,
   words: { readonly [name: string]: unknown },
 ): Promise<number> {
-  const { restartContainerd, writeHostFiles } = await import('./kubernetes/host-setup.ts')
+  const { isContainerdOlder, restartContainerd, writeHostFiles } = await import(
+    './kubernetes/host-setup.ts'
+  )
   const log = createLogger(config.log, 'host-setup')
   try {
-    const { changed } = writeHostFiles(config, {
+    const { changed, changedMs } = writeHostFiles(config, {
       containerdDir: wordOf(words['containerd-dir']) ?? '/etc/containerd',
       profile: words['profile'] === 'whole-node' ? 'whole-node' : 'runtime-class',
     })
     const isAsked = words['restart-containerd'] === true
-    if (changed.length === 0) log.info({}, 'containerd has what it needs')
-    else if (isAsked) log.info({ changed }, 'restarting containerd')
+    if (isAsked && isContainerdOlder(changedMs)) {
+      log.info({ changed }, 'restarting containerd')
+      restartContainerd()
+    } else if (changed.length === 0 || isAsked) log.info({}, 'containerd has what it needs')
     else log.warn({ changed }, 'restart containerd on this node: it has not read this yet')
-    if (changed.length > 0 && isAsked) restartContainerd()
     return EXIT.ok
   } catch (error) {
     logFatal(log, error)

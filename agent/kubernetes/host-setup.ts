@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join, matchesGlob } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { parse } from 'smol-toml'
@@ -24,18 +24,20 @@ const SHIPPED_NAMES = {
   'whole-node': ['config', 'daemonset'],
 } as const
 
+const CONTAINERD = 'containerd.service'
+
 /** What of our settings is to take the place of the operator's: that is what they ask for with `whole-node`. */
 const ASKED_FOR = 'snapshotter'
 
 /**
  * Writes a drop-in for containerd and the hosts.toml of our images below `containerdDir`, the node's /etc/containerd, whole or not at
- * all, and tells what changed. Throws CodedError FAILED_PRECONDITION, with what to do by hand, before anything is written, if a
+ * all, and tells what changed, and when anything of it last did, in ms since the epoch. Throws CodedError FAILED_PRECONDITION, with what to do by hand, before anything is written, if a
  * setting or file of somebody else would have to go, or containerd would not read the drop-in.
  */
 export function writeHostFiles(
   config: Pick<Config, 'root' | 'snapshotter' | 'registry'>,
   { containerdDir, profile }: { readonly containerdDir: string; readonly profile: HostProfile },
-): { readonly changed: readonly string[] } {
+): { readonly changed: readonly string[]; readonly changedMs: number } {
   const mainPath = join(containerdDir, 'config.toml')
   const main = parse(
     readText(mainPath) ??
@@ -93,13 +95,36 @@ export function writeHostFiles(
     writeFileSync(`${path}.new`, content, { flush: true })
     renameSync(`${path}.new`, path)
   }
-  return { changed: stale.map(({ path }) => path) }
+  return {
+    changed: stale.map(({ path }) => path),
+    changedMs: Math.max(...files.map(({ path }) => statSync(path).mtimeMs)),
+  }
+}
+
+/**
+ * Whether containerd runs since before `changedMs`, and so has not read it, by the word of the node's service manager: also after an attempt
+ * that wrote files and ended before the restart. Throws if the service manager cannot be asked.
+ */
+export function isContainerdOlder(changedMs: number): boolean {
+  const words = ['show', '--value', '--property=ExecMainStartTimestamp', '--timestamp=unix']
+  const shown = onNode([...words, CONTAINERD])
+  // `@` and seconds; nothing of a unit that never ran, which reads all when it does.
+  const seconds = /^@(\d+)$/.exec(shown.trim())?.[1]
+  return seconds !== undefined && Number(seconds) * 1000 <= changedMs
 }
 
 /** Has the node's service manager restart containerd, from a container that sees the node's processes. Throws if that fails. */
 export function restartContainerd(): void {
-  const words = ['/proc/1/root', 'systemctl', 'restart', 'containerd.service']
-  execFileSync('chroot', words, { stdio: ['ignore', 'ignore', 'inherit'] })
+  onNode(['restart', CONTAINERD])
+}
+
+function onNode(words: readonly string[]): string {
+  return execFileSync('chroot', ['/proc/1/root', 'systemctl', ...words], {
+    // A container need not have one, and without it only /bin and /usr/bin are searched.
+    env: { ...process.env, PATH: '/usr/sbin:/usr/bin:/sbin:/bin' },
+    stdio: ['ignore', 'pipe', 'inherit'],
+    encoding: 'utf8',
+  })
 }
 
 /** The first setting that both have and that differs, by its name. */

@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { parse } from 'smol-toml'
 import { expect, onTestFinished, test } from 'vitest'
@@ -62,6 +62,17 @@ test.each([3, 4])(
     expect(setUp('whole-node')).toEqual([join(dir, DROP_IN)])
   },
 )
+
+test('what an attempt wrote that ended before containerd was restarted is known by its age', () => {
+  const { dir } = nodeWith('version = 3\nIMPORTS\n')
+  const setUp = (profile: HostProfile): number =>
+    writeHostFiles(config, { containerdDir: dir, profile }).changedMs
+  const firstMs = setUp('runtime-class')
+  const aged = new Date(firstMs - 60_000)
+  for (const name of [DROP_IN, HOSTS]) utimesSync(join(dir, name), aged, aged)
+  expect(setUp('runtime-class')).toBe(aged.getTime())
+  expect(setUp('whole-node')).toBeGreaterThanOrEqual(firstMs)
+})
 
 test.each<[ContainerdVersion, string]>([
   [
