@@ -5,7 +5,7 @@ SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/node_modules/node/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages demo test test-unit test-peers test-kubernetes test-faults soak check format bench image clean
+.PHONY: help install packages demo test test-unit test-peers test-kubernetes test-node test-faults soak check format bench image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,12 +16,12 @@ demo: install ## publish an image of Debian, python3 and numpy to IPFS and run i
 	@node test/support/remove-leftovers.ts
 	@node test/demo/demo.ts $(DEMO_FLAGS)
 
-test: install ## run the tests, but for those of test-peers and test-kubernetes; as root, against a real containerd
+test: install ## run the tests, but for those of test-peers, test-kubernetes and test-node; as root, against a real containerd
 	@node test/support/remove-leftovers.ts
-	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/peers/**' --exclude '**/kubernetes/**' $(TEST_FLAGS)
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/peers/**' --exclude '**/kubernetes/**' --exclude '**/node/**' $(TEST_FLAGS)
 
 test-unit: node_modules/.installed ## run the tests that need no containerd
-	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' --exclude '**/peers/**' --exclude '**/kubernetes/**' $(TEST_FLAGS)
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' --exclude '**/peers/**' --exclude '**/kubernetes/**' --exclude '**/node/**' $(TEST_FLAGS)
 
 test-peers: install ## run the tests with peers that Go builds first: containerd 2.4, kube-apiserver, stargz-snapshotter
 	@node test/support/remove-leftovers.ts
@@ -32,6 +32,11 @@ test-kubernetes: install ## run the tests with a whole Kubernetes on this machin
 	@node test/support/remove-leftovers.ts
 	@node test/support/build-go-programs.ts kube-apiserver kube-controller-manager kube-scheduler kubelet critest nonewprivs
 	@vitest run --dir test/kubernetes --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
+
+test-node: install ## boot a whole node, Debian 13 with its systemd, in QEMU without KVM; needs qemu-system-x86 and an idle machine
+	@test/support/install/qemu.sh
+	@node test/support/remove-leftovers.ts
+	@vitest run --dir test/node --testTimeout=600000 --hookTimeout=1200000 $(TEST_FLAGS)
 
 test-faults: install ## 500 kills and other faults at random points; prints its seed, FAULT_SEED=n repeats it, about an hour
 	@node test/support/remove-leftovers.ts
