@@ -54,7 +54,7 @@ beforeAll(async () => {
   scratch = opened.use(Scratch.open('kubernetes-pods'))
   const { dir: image } = await buildImage(join(scratch.dir, 'image'))
   await KubeCluster.fetch()
-  containerdPath('2', scratch)
+  await containerdPath('2', scratch)
   kubectlCommand()
   await enterOwnNetwork([SERVICE_ADDRESS])
   cluster = opened.use(await KubeCluster.start(scratch, { isService: true }))
