@@ -7,6 +7,7 @@ import { type PublishedImage, Publisher, pushImage } from '../demo/publish.ts'
 import { AgentProcess } from '../support/agent.ts'
 import type { OciLayout } from '../support/images/oci-layout.ts'
 import { Scratch } from '../support/scratch.ts'
+import type { ServerHost } from '../support/server-host.ts'
 
 /** An hour: no benchmark takes so long. */
 const DEADLINE_MS = 3_600_000
@@ -30,12 +31,15 @@ export class BenchPublisher implements AsyncDisposable {
     this.#opened = opened
   }
 
-  static async start(): Promise<BenchPublisher> {
+  /** On loopback unless told otherwise. */
+  static async start(on?: ServerHost): Promise<BenchPublisher> {
     await using opened = new AsyncDisposableStack()
     const scratch = opened.use(Scratch.open('bench-publisher'))
     const repository = join(scratch.dir, 'repository')
     const signal = AbortSignal.timeout(DEADLINE_MS)
-    const publisher = opened.use(await Publisher.start(scratch, { repository, signal }))
+    const publisher = opened.use(
+      await Publisher.start(scratch, { repository, signal, ...(on && { on }) }),
+    )
     return new BenchPublisher(publisher.addresses.gateway, { scratch, repository }, opened.move())
   }
 

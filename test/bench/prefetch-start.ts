@@ -1,14 +1,8 @@
-import { dirname, join } from 'node:path'
-import { runIpdr } from '../agent/cli/support/run-ipdr.ts'
-import { AgentProcess } from '../support/agent.ts'
-import { Containerd, writeHostsFile } from '../support/containerd.ts'
-import { debianPath } from '../support/debian-programs.ts'
-import { Scratch } from '../support/scratch.ts'
 import type { BenchContext, Measurement } from './bench-context.ts'
-import type { BenchPublisher } from './bench-node.ts'
 import { COMMAND, type LazyStart, startLazily } from './cold-start.ts'
 import { DelayedGateway } from './delayed-gateway.ts'
 import type { Figure } from './figure.ts'
+import { optimize } from './optimize.ts'
 import { median, medians } from './rounds.ts'
 
 /** How far away the publisher is, in ms a round trip: another city. */
@@ -24,7 +18,7 @@ async function measurePrefetch(context: BenchContext): Promise<Figure[]> {
   const { publisher, rounds, say } = context
   const { published } = await context.demo()
   say('running the demo image for its list')
-  const optimized = await optimize(publisher, published.reference)
+  const optimized = await optimize(publisher, published.reference, COMMAND)
   await using far = await DelayedGateway.start(publisher.gatewayUrl, DISTANT_MS)
   const starts = { plain: [], listed: [], farPlain: [], farListed: [] } as Record<Arm, LazyStart[]>
   const arm = (name: Arm, gateway: string, reference: string) => async (): Promise<number> => {
@@ -71,37 +65,6 @@ async function measurePrefetch(context: BenchContext): Promise<Figure[]> {
 }
 
 type Arm = 'plain' | 'listed' | 'farPlain' | 'farListed'
-
-type Optimized = {
-  readonly reference: string
-  readonly ranges: number
-  readonly shareOfImage: number
-}
-
-/** `ipdr optimize` on a node of its own. */
-async function optimize(publisher: BenchPublisher, reference: string): Promise<Optimized> {
-  await using opened = new AsyncDisposableStack()
-  const scratch = opened.use(Scratch.open('bench-optimize'))
-  const agent = opened.use(await AgentProcess.start(scratch, { gateways: [publisher.gatewayUrl] }))
-  const certsDir = join(scratch.dir, 'certs.d')
-  writeHostsFile(certsDir, 'ipdr.internal', agent.registryUrl)
-  const snapshotter = { name: 'ipdr', socketPath: agent.snapshotterSocket }
-  const containerd = opened.use(await Containerd.start({ scratch, snapshotter, certsDir }))
-  const places = ['--agent', agent.adminSocket, '--address', containerd.socketPath]
-  const flags = [
-    '--net-host',
-    `--cgroup=${containerd.cgroup}/optimize`,
-    `--runc-root=${join(scratch.run, 'runc')}`,
-    `--fifo-dir=${join(scratch.run, 'fifo')}`,
-  ].map((flag) => `--run-flag=${flag}`)
-  const words = ['--repository', publisher.repository, '--timeout', '300', '--output', 'json']
-  const { exitCode, stdout, stderr } = await runIpdr(
-    ['optimize', reference, ...places, ...flags, ...words, '--', ...COMMAND],
-    { env: { PATH: `${dirname(process.execPath)}:${debianPath}` } },
-  )
-  if (exitCode !== 0) throw new Error(`ipdr optimize: ${stderr}`)
-  return JSON.parse(stdout) as Optimized
-}
 
 function seconds(ms: number): string {
   return `${(ms / 1000).toFixed(2)} s`

@@ -1,18 +1,27 @@
 /**
- * Measures each arm once a round, in the other order every second round, so that what disturbs the machine for a while
- * disturbs all arms. Resolves to the median of each.
+ * Does `measure` for each arm once a round, in the other order every second round, so that what disturbs the machine for a while
+ * disturbs all arms.
  */
+export async function inTurn<Arm>(
+  rounds: number,
+  arms: readonly Arm[],
+  measure: (arm: Arm, round: number) => Promise<void>,
+): Promise<void> {
+  for (let round = 0; round < rounds; round++) {
+    for (const arm of round % 2 === 0 ? arms : arms.toReversed()) await measure(arm, round)
+  }
+}
+
+/** Measures the arms in turn. Resolves to the median of each. */
 export async function medians<Arm extends string>(
   rounds: number,
   arms: Readonly<Record<Arm, () => Promise<number>>>,
 ): Promise<Record<Arm, number>> {
   const names = Object.keys(arms) as Arm[]
   const measured = new Map<Arm, number[]>(names.map((name) => [name, []]))
-  for (let round = 0; round < rounds; round++) {
-    for (const name of round % 2 === 0 ? names : names.toReversed()) {
-      measured.get(name)?.push(await arms[name]())
-    }
-  }
+  await inTurn(rounds, names, async (name) => {
+    measured.get(name)?.push(await arms[name]())
+  })
   return Object.fromEntries(
     names.map((name) => [name, median(measured.get(name) ?? [])]),
   ) as Record<Arm, number>

@@ -2,6 +2,7 @@ import type { PublisherAddresses } from '../../agent/cli/publishing.ts'
 import { formatBytes } from '../../agent/cli/quantity.ts'
 import type { OciLayout } from '../support/images/oci-layout.ts'
 import type { Scratch } from '../support/scratch.ts'
+import { LOOPBACK, type ServerHost } from '../support/server-host.ts'
 import { IPDR } from './ipdr.ts'
 import { orAborted, Program, runProgram } from './program.ts'
 import type { Say } from './steps.ts'
@@ -73,7 +74,7 @@ export async function pushImage(
   }
 }
 
-/** `ipdr serve`: offers a repository over bitswap and as an HTTP gateway, on loopback. */
+/** `ipdr serve`: offers a repository over bitswap and as an HTTP gateway, on loopback unless told otherwise. */
 export class Publisher implements AsyncDisposable {
   readonly addresses: PublisherAddresses
   readonly #program: Program
@@ -86,13 +87,13 @@ export class Publisher implements AsyncDisposable {
   /** Starts it, and waits until others can reach it. Rejects if it ends before. */
   static async start(
     scratch: Scratch,
-    { repository, signal }: Omit<Options, 'say'>,
+    { repository, signal, on = LOOPBACK }: Omit<Options, 'say'> & { readonly on?: ServerHost },
   ): Promise<Publisher> {
     const { promise: ready, resolve, reject } = Promise.withResolvers<PublisherAddresses>()
-    const places = ['--listen', '/ip4/127.0.0.1/tcp/0', '--gateway', '127.0.0.1:0']
+    const places = ['--listen', `/ip4/${on.address}/tcp/0`, '--gateway', `${on.address}:0`]
     const program = new Program(
       scratch,
-      [IPDR, 'serve', '--repository', repository, ...places, '--output', 'json'],
+      on.command([IPDR, 'serve', '--repository', repository, ...places, '--output', 'json']),
       { onOutput: (line) => resolve(JSON.parse(line) as PublisherAddresses) },
     )
     program.ended.then(() => reject(new Error('ipdr serve ended before it served')), reject)

@@ -7,6 +7,7 @@ import { debianPath } from './debian-programs.ts'
 import type { OciLayout } from './images/oci-layout.ts'
 import { runCommand } from './run-command.ts'
 import type { Scratch } from './scratch.ts'
+import { LOOPBACK, type ServerHost } from './server-host.ts'
 import type { TokenServer } from './token-server.ts'
 
 /** A user and a password. */
@@ -24,6 +25,8 @@ export type OciRegistryOptions = {
   readonly auth?: RegistryAuth
   /** Sets it apart from other registries in the same scratch. */
   readonly name?: string
+  /** Loopback unless given. */
+  readonly on?: ServerHost
 }
 
 /** An answer that a registry gave. */
@@ -34,9 +37,9 @@ export type RegistryAnswer = {
   readonly bytes: number
 }
 
-/** A registry on loopback, over plain HTTP. */
+/** A registry over plain HTTP. */
 export type OciRegistry = AsyncDisposable & {
-  /** `127.0.0.1:<port>` */
+  /** `<address>:<port>` */
   readonly host: string
   /** What it answered since it was started first. */
   readonly answers: readonly RegistryAnswer[]
@@ -52,7 +55,7 @@ export type OciRegistry = AsyncDisposable & {
 /** Starts Debian's docker-registry with its files in the scratch. */
 export async function startOciRegistry(
   scratch: Scratch,
-  { auth, name = 'registry' }: OciRegistryOptions = {},
+  { auth, name = 'registry', on = LOOPBACK }: OciRegistryOptions = {},
 ): Promise<OciRegistry> {
   const dir = join(scratch.dir, name)
   mkdirSync(dir)
@@ -73,7 +76,8 @@ export async function startOciRegistry(
     )
   let server: ChildProcess | undefined
   const start = async (): Promise<string> => {
-    const child = spawn('docker-registry', ['serve', configPath], {
+    const [file = '', ...args] = on.command(['docker-registry', 'serve', configPath])
+    const child = spawn(file, args, {
       env: { PATH: debianPath, OTEL_TRACES_EXPORTER: 'none' },
       stdio: ['ignore', 'ignore', 'pipe'],
     })
@@ -88,7 +92,7 @@ export async function startOciRegistry(
     await exited
     server = undefined
   }
-  writeConfig('127.0.0.1:0')
+  writeConfig(`${on.address}:0`)
   const host = await start()
   writeConfig(host)
   const pushing = auth && (auth.kind === 'token' ? auth.push : auth.logins[0])
@@ -148,7 +152,7 @@ async function listeningOn(
   const lines: string[] = []
   const reader = createInterface({ input: log })
   reader.on('line', (line) => {
-    const host = /listening on (127\.0\.0\.1:\d+)/.exec(line)?.[1]
+    const host = /listening on ([\d.]+:\d+)/.exec(line)?.[1]
     if (host !== undefined) resolve(host)
     lines.push(line)
     const answer = answerIn(line)

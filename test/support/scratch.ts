@@ -69,6 +69,13 @@ export class Scratch implements AsyncDisposable {
     new ControlGroup(join(this.#group, 'processes')).add(pid)
   }
 
+  /** The processes that it owns now, with all that descend from them: daemons, and what runs in containers. */
+  pids(): { readonly daemons: readonly number[]; readonly containers: readonly number[] } {
+    const containers = new ControlGroup(this.containersGroup).pids()
+    const all = new ControlGroup(this.#group).pids()
+    return { daemons: all.filter((pid) => !containers.includes(pid)), containers }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#abortFuse()
     await new ControlGroup(this.#group).end()

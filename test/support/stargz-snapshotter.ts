@@ -10,12 +10,21 @@ import type { LayerBlob } from './images/oci-layout.ts'
 import { runCommand } from './run-command.ts'
 import type { Scratch } from './scratch.ts'
 
+/** An hour: gzip -9 of a large layer, on a busy machine. */
+const CONVERT_DEADLINE_MS = 3_600_000
+
 export type StargzOptions = {
   /** Read layers whose manifest vouches for no table of contents, unverified. */
-  readonly disablesVerification: boolean
+  readonly disablesVerification?: boolean
+  /** Fetches what it likes before it is read, as it comes; else what is read and no more. */
+  readonly isEager?: boolean
+  /** Says in its log which files are read; see `filesRead`. */
+  readonly logsFiles?: boolean
+  /** Registries, other than those on loopback, that it asks by plain HTTP. */
+  readonly plainHosts?: readonly string[]
 }
 
-/** The snapshotter of the stargz-snapshotter project, built from its Go module, on a socket of its own. It fetches what is read and no more. */
+/** The snapshotter of the stargz-snapshotter project, built from its Go module, on a socket of its own. */
 export class StargzSnapshotter implements AsyncDisposable {
   readonly name = 'stargz'
   readonly socketPath: string
@@ -29,21 +38,24 @@ export class StargzSnapshotter implements AsyncDisposable {
   }
 
   /** Builds it if need be, and starts it. Rejects with what it says if it does not serve. */
-  static async start(
-    scratch: Scratch,
-    { disablesVerification }: StargzOptions,
-  ): Promise<StargzSnapshotter> {
+  static async start(scratch: Scratch, options: StargzOptions = {}): Promise<StargzSnapshotter> {
     const program = await goProgram('stargz-snapshotter')
     const dir = join(scratch.dir, 'stargz')
     mkdirSync(dir)
     const logPath = join(dir, 'log')
     const socketPath = join(scratch.run, 'stargz.sock')
     const configPath = join(dir, 'config.json')
+    const { disablesVerification = false, isEager = false, logsFiles = false } = options
+    const host = (name: string): object => ({ mirrors: [{ host: name, insecure: true }] })
     const config = {
       disable_verification: disablesVerification,
-      noprefetch: true,
-      no_background_fetch: true,
+      noprefetch: !isEager,
+      no_background_fetch: !isEager,
       no_prometheus: true,
+      log_file_access: logsFiles,
+      resolver: {
+        host: Object.fromEntries((options.plainHosts ?? []).map((name) => [name, host(name)])),
+      },
     }
     writeFileSync(configPath, JSON.stringify(config))
     const log = openSync(logPath, 'a')
@@ -69,6 +81,18 @@ export class StargzSnapshotter implements AsyncDisposable {
   }
 }
 
+/** The files that were read so far, in order of first use, by the digest of their layer; for one that logs them. */
+export function filesRead({ logPath }: StargzSnapshotter): ReadonlyMap<string, readonly string[]> {
+  const files = new Map<string, string[]>()
+  for (const line of readFileSync(logPath, 'utf8').split('\n')) {
+    const [, path] = /msg="file accessed: \/(.*?)"/.exec(line) ?? []
+    const [, layer] = /layer="?(sha256:[0-9a-f]{64})/.exec(line) ?? []
+    if (path === undefined || layer === undefined) continue
+    files.set(layer, [...(files.get(layer) ?? []), path])
+  }
+  return files
+}
+
 /** Writes a tar as eStargz by the project's own writer, with the files `first` in front of its landmark, into `dir`. */
 export async function writeByStargz(
   tar: Uint8Array,
@@ -76,14 +100,23 @@ export async function writeByStargz(
   first: readonly string[],
 ): Promise<LayerBlob> {
   mkdirSync(dir, { recursive: true })
-  const [tarPath, path] = [join(dir, 'layer.tar'), join(dir, 'layer.estargz')]
+  const tarPath = join(dir, 'layer.tar')
   writeFileSync(tarPath, tar)
-  const said = await runCommand(await goProgram('stargz-snapshotter'), [
-    'convert',
-    tarPath,
-    path,
-    ...first,
-  ])
+  return await convertByStargz(tarPath, dir, first)
+}
+
+/** The same for a tar in a file, which may be compressed by gzip or zstd. */
+export async function convertByStargz(
+  tarPath: string,
+  dir: string,
+  first: readonly string[],
+): Promise<LayerBlob> {
+  mkdirSync(dir, { recursive: true })
+  const path = join(dir, 'layer.estargz')
+  const said = await runCommand(await goProgram('stargz-snapshotter'), ['convert', tarPath, path], {
+    input: first.join('\n'),
+    signal: AbortSignal.timeout(CONVERT_DEADLINE_MS),
+  })
   const { tocDigest, diffId, tarSize } = JSON.parse(said) as Record<string, string> & {
     tarSize: number
   }

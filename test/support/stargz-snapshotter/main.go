@@ -2,13 +2,15 @@
 // for tests of what we make of theirs: their own commands are modules that the module proxy does not have, the libraries it has.
 //
 //	stargz-snapshotter serve SOCKET ROOT CONFIG
-//	stargz-snapshotter convert TAR BLOB [FIRST...]
+//	stargz-snapshotter convert TAR BLOB
 //
-// CONFIG is a file with the JSON of its service.Config; it serves until it is told to end by SIGTERM. convert writes the tar as
-// eStargz with the files FIRST in front of the landmark, and prints {"tocDigest", "diffId", "tarSize"}.
+// CONFIG is a file with the JSON of its service.Config; it serves until it is told to end by SIGTERM, and logs at the level of debugging
+// if it is to log which files are read. convert writes the tar, which may be compressed, as eStargz, with the files named on standard
+// input, a line each, in front of the landmark as far as it has them, and prints {"tocDigest", "diffId", "tarSize"}.
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -20,6 +22,7 @@ import (
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/log"
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/service"
 	"google.golang.org/grpc"
@@ -31,10 +34,10 @@ func main() {
 	switch {
 	case len(args) == 4 && args[0] == "serve":
 		err = serve(args[1], args[2], args[3])
-	case len(args) >= 3 && args[0] == "convert":
-		err = convert(args[1], args[2], args[3:])
+	case len(args) == 3 && args[0] == "convert":
+		err = convert(args[1], args[2], os.Stdin)
 	default:
-		fmt.Fprintln(os.Stderr, "usage: stargz-snapshotter serve SOCKET ROOT CONFIG\n       stargz-snapshotter convert TAR BLOB [FIRST...]")
+		fmt.Fprintln(os.Stderr, "usage: stargz-snapshotter serve SOCKET ROOT CONFIG\n       stargz-snapshotter convert TAR BLOB")
 		os.Exit(2)
 	}
 	if err != nil {
@@ -43,7 +46,15 @@ func main() {
 	}
 }
 
-func convert(tarPath, blobPath string, first []string) error {
+func convert(tarPath, blobPath string, firstLines io.Reader) error {
+	var first, missed []string
+	lines := bufio.NewScanner(firstLines)
+	for lines.Scan() {
+		first = append(first, lines.Text())
+	}
+	if err := lines.Err(); err != nil {
+		return err
+	}
 	tar, err := os.Open(tarPath)
 	if err != nil {
 		return err
@@ -53,7 +64,8 @@ func convert(tarPath, blobPath string, first []string) error {
 	if err != nil {
 		return err
 	}
-	blob, err := estargz.Build(io.NewSectionReader(tar, 0, info.Size()), estargz.WithPrioritizedFiles(first))
+	blob, err := estargz.Build(io.NewSectionReader(tar, 0, info.Size()),
+		estargz.WithPrioritizedFiles(first), estargz.WithAllowPrioritizeNotFound(&missed))
 	if err != nil {
 		return err
 	}
@@ -87,6 +99,11 @@ func serve(socket, root, configPath string) error {
 	var config service.Config
 	if err := json.Unmarshal(text, &config); err != nil {
 		return fmt.Errorf("%s: %w", configPath, err)
+	}
+	if config.LogFileAccess {
+		if err := log.SetLevel("debug"); err != nil {
+			return err
+		}
 	}
 	snapshotter, err := service.NewStargzSnapshotterService(ctx, root, &config)
 	if err != nil {

@@ -1,0 +1,135 @@
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { loadavg } from 'node:os'
+import { join } from 'node:path'
+import { Output } from '../../../agent/cli/output.ts'
+import { Scratch } from '../../support/scratch.ts'
+import { optimize } from '../optimize.ts'
+import { inTurn } from '../rounds.ts'
+import type { Arm, ImageToStart } from './arm.ts'
+import { describe } from './describe.ts'
+import { type MeasuredStart, measuredStart } from './measured-start.ts'
+import { type Cell, parseStartOptions, type StartOptions } from './options.ts'
+import { rowsOf, type StartFailure, type StartResults, type StartRow } from './results.ts'
+import { Site } from './site.ts'
+import type { Workload } from './workloads.ts'
+
+// The second half of `make bench-start`, in a network namespace of its own: all that comes from elsewhere is here already.
+
+/** Starts of one arm, and the bytes that it cannot do without. */
+type Measured = {
+  readonly arm: Arm
+  readonly neededBytes: number
+  readonly starts: MeasuredStart[]
+}
+
+class StartBenchmark {
+  readonly #options: StartOptions
+  readonly #site: Site
+  readonly #startedAt = new Date()
+  readonly #loadBefore = loadavg()
+  readonly #rows: StartRow[] = []
+  readonly #failures: StartFailure[] = []
+
+  constructor(options: StartOptions, site: Site) {
+    this.#options = options
+    this.#site = site
+  }
+
+  /** Measures all cells, one workload after the other. */
+  async run(): Promise<StartResults> {
+    const { cells, to } = this.#options
+    for (const workload of new Set(cells.map(({ workload }) => workload))) {
+      const ofWorkload = cells.filter((cell) => cell.workload === workload)
+      const arms = [...new Set(ofWorkload.flatMap(({ arms }) => arms))]
+      const { image, references } = await this.#publish(workload, arms)
+      for (const cell of ofWorkload) {
+        await this.#measure(cell, image, references)
+        // Again after every cell: what an interrupted run has measured is kept.
+        writeResults(to, this.#results)
+      }
+    }
+    return this.#results
+  }
+
+  get #results(): StartResults {
+    return {
+      rounds: this.#options.rounds,
+      startedAt: this.#startedAt.toISOString(),
+      load: { before: this.#loadBefore, after: loadavg() },
+      rows: this.#rows,
+      failures: this.#failures,
+    }
+  }
+
+  /** Puts the workload's image on the far side in the form of each arm. */
+  async #publish(
+    workload: Workload,
+    arms: readonly Arm[],
+  ): Promise<{ image: ImageToStart; references: ReadonlyMap<Arm, string> }> {
+    const { publisher } = this.#site
+    this.#say(`${workload.name}: publishing`)
+    const layout = await workload.build((line) => this.#say(line))
+    const published = await publisher.push(layout)
+    this.#say(`${workload.name}: running it for its list`)
+    const { ready } = workload
+    const words = ready.kind === 'line' ? ['--ready', ready.text] : ['--ready', ready.listText]
+    const optimized = await optimize(publisher, published.reference, workload.command, words)
+    const image = { workload, layout, published, optimized }
+    const references = new Map<Arm, string>()
+    for (const arm of arms) {
+      this.#say(`${workload.name}: preparing it for ${arm.title}`)
+      references.set(arm, await arm.publish(image, this.#site))
+    }
+    return { image, references }
+  }
+
+  async #measure(
+    { workload, link, arms }: Cell,
+    image: ImageToStart,
+    references: ReadonlyMap<Arm, string>,
+  ): Promise<void> {
+    const measured = arms.map(
+      (arm): Measured => ({ arm, neededBytes: neededBytes(arm, image), starts: [] }),
+    )
+    await inTurn(this.#options.rounds, measured, async ({ arm, starts }) => {
+      const reference = references.get(arm) ?? ''
+      try {
+        const start = await measuredStart({ arm, workload, image: reference }, link, this.#site)
+        this.#say(
+          `${workload.name}/${link.name}/${arm.name}: ready after ${Math.round(start.readyMs)} ms`,
+        )
+        starts.push(start)
+      } catch (error) {
+        const reason = error instanceof Error ? error.message : String(error)
+        this.#say(`${workload.name}/${link.name}/${arm.name}: ${reason}`)
+        this.#failures.push({ workload: workload.name, link: link.name, arm: arm.name, reason })
+      }
+    })
+    this.#rows.push(...rowsOf(workload.name, link, measured, { traces: this.#options.traces }))
+  }
+
+  /** Tells what is being done, for whoever waits. */
+  #say(what: string): void {
+    const seconds = (Date.now() - this.#startedAt.getTime()) / 1000
+    console.error(`${seconds.toFixed(0).padStart(5)} s  ${what}`)
+  }
+}
+
+/** The whole image for whom it has to be whole; else what a start reads, at the compression of the whole. */
+function neededBytes(arm: Arm, { layout, published, optimized }: ImageToStart): number {
+  if (arm.isWhole) return layout.layers.reduce((sum, { size }) => sum + size, 0)
+  return optimized.bytes * (published.publishedBytes / published.unpackedBytes)
+}
+
+function writeResults(folder: string, results: StartResults): void {
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(join(folder, 'results.json'), `${JSON.stringify(results, null, 2)}\n`)
+}
+
+const options = parseStartOptions(process.argv.slice(2))
+await using scratch = Scratch.open('bench-site')
+await using site = await Site.open(scratch)
+const results = await new StartBenchmark(options, site).run()
+const output = new Output({ format: options.output, quiet: false, stream: process.stdout })
+output.answer(results, () => describe(results, output))
+process.exitCode = results.failures.length === 0 ? 0 : 1
