@@ -9,6 +9,7 @@ import type { Arm, ImageToStart } from './arm.ts'
 import { describe } from './describe.ts'
 import { type MeasuredStart, measuredStart } from './measured-start.ts'
 import { type Cell, parseStartOptions, type StartOptions } from './options.ts'
+import { drawPicture } from './picture.ts'
 import { rowsOf, type StartFailure, type StartResults, type StartRow } from './results.ts'
 import { Site } from './site.ts'
 import type { Workload } from './workloads.ts'
@@ -18,6 +19,7 @@ import type { Workload } from './workloads.ts'
 /** Starts of one arm, and the bytes that it cannot do without. */
 type Measured = {
   readonly arm: Arm
+  readonly reference: string
   readonly neededBytes: number
   readonly starts: MeasuredStart[]
 }
@@ -78,7 +80,11 @@ class StartBenchmark {
     const references = new Map<Arm, string>()
     for (const arm of arms) {
       this.#say(`${workload.name}: preparing it for ${arm.title}`)
-      references.set(arm, await arm.publish(image, this.#site))
+      try {
+        references.set(arm, await arm.publish(image, this.#site))
+      } catch (error) {
+        this.#failed({ workload: workload.name, link: 'any link', arm: arm.name }, error)
+      }
     }
     return { image, references }
   }
@@ -88,11 +94,12 @@ class StartBenchmark {
     image: ImageToStart,
     references: ReadonlyMap<Arm, string>,
   ): Promise<void> {
-    const measured = arms.map(
-      (arm): Measured => ({ arm, neededBytes: neededBytes(arm, image), starts: [] }),
-    )
-    await inTurn(this.#options.rounds, measured, async ({ arm, starts }) => {
-      const reference = references.get(arm) ?? ''
+    const measured = arms.flatMap((arm): Measured[] => {
+      const reference = references.get(arm)
+      if (reference === undefined) return []
+      return [{ arm, reference, neededBytes: neededBytes(arm, image), starts: [] }]
+    })
+    await inTurn(this.#options.rounds, measured, async ({ arm, reference, starts }) => {
       try {
         const start = await measuredStart({ arm, workload, image: reference }, link, this.#site)
         this.#say(
@@ -100,12 +107,17 @@ class StartBenchmark {
         )
         starts.push(start)
       } catch (error) {
-        const reason = error instanceof Error ? error.message : String(error)
-        this.#say(`${workload.name}/${link.name}/${arm.name}: ${reason}`)
-        this.#failures.push({ workload: workload.name, link: link.name, arm: arm.name, reason })
+        this.#failed({ workload: workload.name, link: link.name, arm: arm.name }, error)
       }
     })
     this.#rows.push(...rowsOf(workload.name, link, measured, { traces: this.#options.traces }))
+  }
+
+  /** One that fails does not keep the others from being measured. */
+  #failed(row: Omit<StartFailure, 'reason'>, error: unknown): void {
+    const reason = error instanceof Error ? error.message : String(error)
+    this.#say(`${row.workload}/${row.link}/${row.arm}: ${reason}`)
+    this.#failures.push({ ...row, reason })
   }
 
   /** Tells what is being done, for whoever waits. */
@@ -124,6 +136,7 @@ function neededBytes(arm: Arm, { layout, published, optimized }: ImageToStart): 
 function writeResults(folder: string, results: StartResults): void {
   mkdirSync(folder, { recursive: true })
   writeFileSync(join(folder, 'results.json'), `${JSON.stringify(results, null, 2)}\n`)
+  writeFileSync(join(folder, 'cold-start.svg'), drawPicture(results))
 }
 
 const options = parseStartOptions(process.argv.slice(2))

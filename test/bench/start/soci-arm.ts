@@ -20,7 +20,8 @@ const LOOPBACK_REGISTRY = '127.0.0.1:5000'
 const OWN_VAR = join(import.meta.dirname, '../../support/own-var.sh')
 
 /** Both in the same /var: what the first one makes is what the second one pushes. */
-const INDEX_SCRIPT = '"$SOCI" create "$IMAGE"; "$SOCI" push --plain-http "$IMAGE"'
+const INDEX_SCRIPT = 'mkdir /var/lib; "$SOCI" create "$IMAGE"; "$SOCI" push --plain-http "$IMAGE"'
+const SERVE_SCRIPT = 'mkdir /var/lib; exec "$@"'
 
 /** How long it may take until it listens, in ms. */
 const START_DEADLINE_MS = 30_000
@@ -73,6 +74,10 @@ async function openNode(scratch: Scratch, { registry }: Site): Promise<ArmNode> 
     OWN_VAR,
     [
       root,
+      'sh',
+      '-euc',
+      SERVE_SCRIPT,
+      'sh',
       programs().path('usr/bin/soci-snapshotter-grpc'),
       '--address',
       socketPath,
