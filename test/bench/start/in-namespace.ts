@@ -2,6 +2,8 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { loadavg } from 'node:os'
 import { join } from 'node:path'
 import { Output } from '../../../agent/cli/output.ts'
+import type { PublishedImage } from '../../demo/publish.ts'
+import type { OciLayout } from '../../support/images/oci-layout.ts'
 import { Scratch } from '../../support/scratch.ts'
 import { optimize } from '../optimize.ts'
 import { inTurn } from '../rounds.ts'
@@ -29,6 +31,7 @@ class StartBenchmark {
   readonly #site: Site
   readonly #startedAt = new Date()
   readonly #loadBefore = loadavg()
+  readonly #pushed = new Map<string, PublishedImage>()
   readonly #rows: StartRow[] = []
   readonly #failures: StartFailure[] = []
 
@@ -69,9 +72,8 @@ class StartBenchmark {
     arms: readonly Arm[],
   ): Promise<{ image: ImageToStart; references: ReadonlyMap<Arm, string> }> {
     const { publisher } = this.#site
-    this.#say(`${workload.name}: publishing`)
     const layout = await workload.build((line) => this.#say(line))
-    const published = await publisher.push(layout)
+    const published = await this.#push(workload, layout)
     this.#say(`${workload.name}: running it for its list`)
     const { ready } = workload
     const words = ready.kind === 'line' ? ['--ready', ready.text] : ['--ready', ready.listText]
@@ -87,6 +89,16 @@ class StartBenchmark {
       }
     }
     return { image, references }
+  }
+
+  /** Once for each image: workloads may share one. */
+  async #push(workload: Workload, layout: OciLayout): Promise<PublishedImage> {
+    const pushed = this.#pushed.get(layout.dir)
+    if (pushed !== undefined) return pushed
+    this.#say(`${workload.name}: publishing`)
+    const published = await this.#site.publisher.push(layout)
+    this.#pushed.set(layout.dir, published)
+    return published
   }
 
   async #measure(
