@@ -1,4 +1,11 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import {
+  type Dirent,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs'
 import { rmdir } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -48,7 +55,7 @@ export class ControlGroup {
 
   /** The processes in the group and in those below it. */
   pids(): number[] {
-    const lists = this.#folders().map((path) => readFileSync(join(path, 'cgroup.procs'), 'utf8'))
+    const lists = this.#folders().map((path) => readIfThere(join(path, 'cgroup.procs')))
     // In version 1 a process is in one group of each hierarchy.
     return [...new Set(lists.flatMap((list) => list.split('\n').filter(Boolean).map(Number)))]
   }
@@ -78,11 +85,35 @@ export class ControlGroup {
   }
 }
 
+/** A container's group goes with it, also between two looks at it; then nothing is in it. */
+function readIfThere(path: string): string {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch (error) {
+    if (!isGone(error)) throw error
+    return ''
+  }
+}
+
+/** ENODEV: the folder went while the file was open. */
+function isGone(error: unknown): boolean {
+  return ['ENOENT', 'ENODEV'].includes((error as NodeJS.ErrnoException).code ?? '')
+}
+
 function withSubfolders(folder: string): string[] {
-  const subfolders = readdirSync(folder, { withFileTypes: true })
+  const subfolders = entriesOf(folder)
     .filter((entry) => entry.isDirectory())
     .map((entry) => join(folder, entry.name))
   return [folder, ...subfolders.flatMap(withSubfolders)]
+}
+
+function entriesOf(folder: string): Dirent[] {
+  try {
+    return readdirSync(folder, { withFileTypes: true })
+  } catch (error) {
+    if (!isGone(error)) throw error
+    return []
+  }
 }
 
 /** One in version 2, one for each controller in version 1. */

@@ -66,9 +66,8 @@ export async function measuredStart(
       trace: count.requests,
     }
   } finally {
-    // What is still being fetched need not be waited for.
+    // What is still being fetched need not be waited for; the pod ends with its containerd.
     await site.link.shape(UNSHAPED)
-    await cri.removePodSandbox(pod)
   }
 }
 

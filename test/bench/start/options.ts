@@ -2,11 +2,11 @@ import { parseArgs } from 'node:util'
 import type { Arm } from './arm.ts'
 import { ARMS } from './arms.ts'
 import { LINKS, type LinkProfile, UNSHAPED } from './link/link-profile.ts'
-import { WORKLOADS, type Workload } from './workloads.ts'
+import { SMALLEST, WORKLOADS, type Workload } from './workloads.ts'
 
 export const USAGE: string = `usage: bench-start.ts [--workloads NAME,...] [--links NAME,...] [--arms NAME,...] [--only ROW]... [--rounds N]
                      [--to FOLDER] [--traces] [--output text|json]
-  --workloads  of ${WORKLOADS.map(({ name }) => name).join(', ')}; all unless given
+  --workloads  of ${[...WORKLOADS, SMALLEST].map(({ name }) => name).join(', ')}; all but the last unless given
   --links      of ${[...LINKS, UNSHAPED].map(({ name }) => name).join(', ')}; all but the last unless given
   --arms       of ${ARMS.map(({ name }) => name).join(', ')}; all unless given
   --only ROW   measure this row, as workload/link/arm, or those that begin like this, as workload/link
@@ -50,7 +50,7 @@ export function parseStartOptions(words: readonly string[]): StartOptions {
       output: { type: 'string', default: 'text' },
     },
   })
-  const workloads = chosen('--workloads', values.workloads, WORKLOADS)
+  const workloads = chosen('--workloads', values.workloads, [...WORKLOADS, SMALLEST], WORKLOADS)
   const links = chosen('--links', values.links, [...LINKS, UNSHAPED], LINKS)
   const arms = chosen('--arms', values.arms, ARMS)
   const rounds = Number(values.rounds)

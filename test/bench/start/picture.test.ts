@@ -1,17 +1,13 @@
 import { expect, test } from 'vitest'
-import { drawPicture } from './picture.ts'
-import type { StartResults, StartRow } from './results.ts'
+import { type DrawnRow, drawPicture } from './picture.ts'
 
-function row(place: string, readyMs: number, limitMs = 0): StartRow {
+function row(place: string, readyMs: number, limitMs = 0): DrawnRow {
   const [workload = '', link = '', arm = ''] = place.split('/')
-  return {
-    ...({} as StartRow),
-    ...{ workload, link, arm, title: `the arm ${arm}`, readyMs, limitMs },
-  }
+  return { workload, link, arm, title: `the arm ${arm}`, readyMs, limitMs }
 }
 
-function picture(...rows: StartRow[]): string {
-  return drawPicture({ ...({} as StartResults), rounds: 3, rows })
+function picture(...rows: DrawnRow[]): string {
+  return drawPicture({ rounds: 3, rows })
 }
 
 /** Bars of the cells, not of the legend: colour, place and length. */

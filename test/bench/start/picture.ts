@@ -1,4 +1,4 @@
-import type { StartResults, StartRow } from './results.ts'
+import type { StartRow } from './results.ts'
 
 // The results as an SVG: a column for each link, a row for each workload, in each cell a bar for each arm. Colours and text are such
 // that it can be read on a light page and on a dark one.
@@ -36,8 +36,17 @@ const STYLE = `text { font: 11px system-ui, sans-serif; fill: #1f2328 }
 .limit { stroke: #cf222e; stroke-width: 1.5 }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .limit { stroke: #ff7b72 } }`
 
+/** What is drawn of a row. */
+export type DrawnRow = Pick<StartRow, 'workload' | 'link' | 'arm' | 'title' | 'readyMs' | 'limitMs'>
+
 /** The picture of all rows, as text. */
-export function drawPicture({ rows, rounds }: StartResults): string {
+export function drawPicture({
+  rows,
+  rounds,
+}: {
+  readonly rows: readonly DrawnRow[]
+  readonly rounds: number
+}): string {
   const links = [...new Set(rows.map(({ link }) => link))]
   const workloads = [...new Set(rows.map(({ workload }) => workload))]
   const arms = new Map(rows.map(({ arm, title }) => [arm, title]))
@@ -89,7 +98,7 @@ type Box = { readonly x: number; readonly y: number; readonly width: number }
 
 /** Bars as long as their times, the longest as long as the cell. */
 function drawCell(
-  rows: readonly StartRow[],
+  rows: readonly DrawnRow[],
   arms: readonly string[],
   { x, y, width }: Box,
 ): string[] {

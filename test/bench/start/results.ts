@@ -46,7 +46,8 @@ export type StartRow = {
   readonly limitMs: number
   /** Ready time against that of overlayfs in the same cell; undefined without such an arm. */
   readonly ofOverlayfs?: number
-  readonly starts: readonly Omit<MeasuredStart, 'trace'>[]
+  /** All starts; with their requests if that was asked for. */
+  readonly starts: readonly (Omit<MeasuredStart, 'trace'> & Partial<Pick<MeasuredStart, 'trace'>>)[]
 }
 
 type Measured = {

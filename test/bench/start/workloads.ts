@@ -96,6 +96,18 @@ export const WORKLOADS: readonly Workload[] = [
   },
 ]
 
+/** The least there is, to see that all of this works. */
+export const SMALLEST: Workload = {
+  name: 'busybox',
+  build: (progress) =>
+    buildDebianImage(
+      { name: 'busybox', root: { variant: 'extract', packages: ['busybox-static'] } },
+      progress,
+    ),
+  command: ['/bin/busybox', 'echo', 'hello'],
+  ready: { kind: 'line', text: 'hello' },
+}
+
 /** An image of a small Debian and one layer upon it. */
 function onDebian(name: string, step: DebianStep): Workload['build'] {
   const recipe = { name, root: { variant: 'minbase' }, steps: [step] } as const
