@@ -71,7 +71,8 @@ export function drawPicture({
     return [label, ...ofLinks]
   })
   const height = top + workloads.length * cellHeight + LEGEND_STEP
-  const note = `Seconds from the pull until the container is ready, medians of ${rounds}; red: the least time in which the link could have carried what is needed.`
+  const starts = rounds === 1 ? 'one start each' : `medians of ${rounds} starts`
+  const note = `Seconds from the pull until the container is ready, ${starts}; red: the least time in which the link could have carried what is needed.`
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label="${escape(note)}">`,
     `<style>${STYLE}</style>`,
