@@ -430,12 +430,14 @@ export class Snapshotter implements AsyncDisposable {
     const { root, selector } = parseImageReference(reference)
     const image = await images.resolve(root, selector, { priority: 'foreground', signal })
     await this.#checkRivals(image, signal)
+    const ready = image.layers.map((layer) => layers.ready(layer))
+    prefetcher.replayPull(image.layers, ready)
     const pulled = await Promise.allSettled(
-      image.layers.map(async (layer) => {
-        const record = await layers.ready(layer)
+      ready.map(async (each) => {
+        const record = await each
         const progress = (): void =>
           onProgress({
-            digest: layer.blobDigest,
+            digest: record.blobDigest,
             presentBytes: store.get(fuseInode(record.id))?.file.presentBytes ?? 0,
             layerBytes: record.layerSize,
           })
@@ -446,8 +448,6 @@ export class Snapshotter implements AsyncDisposable {
     )
     const failed = pulled.find((each) => each.status === 'rejected')
     if (failed !== undefined) throw failed.reason
-    const records = pulled.flatMap((each) => (each.status === 'fulfilled' ? [each.value] : []))
-    prefetcher.replay(records, { isPull: true })
     return image
   }
 
@@ -769,10 +769,10 @@ function layerServer(fuse: FuseServer): LayerServer {
 /** What an image that starts sets going: it is prefetched, and learned from. */
 function startListener(prefetcher: Prefetcher, rest: RestFetcher | undefined): StartListener {
   return {
-    pulled: (layers) => prefetcher.replay(layers, { isPull: true }),
+    pulling: (layers, ready) => prefetcher.replayPull(layers, ready),
     mounted: (layers, cold) => {
       prefetcher.learn(layers, cold)
-      prefetcher.replay(layers, { isPull: false })
+      prefetcher.replay(layers)
       rest?.add(layers)
     },
   }

@@ -8,20 +8,20 @@ const RUN_MIN = 4
 const SLACK_UNITS = 2
 
 /**
- * Bytes of the layer that are fetched ahead, at first and at most; twice as many each time. 1 MiB: a window of the kernel's own. 16 MiB:
- * some 5 MB on the wire, four times what 100 Mbit/s hold on the way at 80 ms; what is fetched in vain is never more than was read.
+ * Bytes of the layer that are fetched ahead at most; before that as many as were read, so that what is fetched in vain is never more. 16 MiB:
+ * some 5 MB on the wire, four times what 100 Mbit/s hold on the way at 80 ms.
  */
-const FIRST_BYTES = 1024 ** 2
 const MOST_BYTES = 16 * 1024 ** 2
 
 /** A reader that goes on from front to back. */
 type Stream = {
+  /** The unit it began with. */
+  readonly first: number
   /** The unit last waited for. */
   last: number
   /** The first that was neither waited for nor fetched ahead. */
   next: number
   run: number
-  aheadBytes: number
 }
 
 /**
@@ -46,8 +46,8 @@ export class ReadAhead {
     const from = Math.max(stream.next, unit + 1)
     stream.next = from
     if (stream.run < RUN_MIN) return []
-    stream.aheadBytes = Math.min(Math.max(2 * stream.aheadBytes, FIRST_BYTES), MOST_BYTES)
-    const end = (this.#starts[unit + 1] ?? 0) + stream.aheadBytes
+    const here = this.#starts[unit + 1] ?? 0
+    const end = here + Math.min(here - (this.#starts[stream.first] ?? 0), MOST_BYTES)
     const ahead: number[] = []
     for (let next = from; (this.#starts[next + 1] ?? Number.POSITIVE_INFINITY) <= end; next++) {
       ahead.push(next)
@@ -60,7 +60,7 @@ export class ReadAhead {
     const found = this.#streams.find(
       ({ last, next }) => unit >= last - SLACK_UNITS && unit <= next + SLACK_UNITS,
     )
-    const stream = found ?? { last: unit - 1, next: unit, run: 0, aheadBytes: 0 }
+    const stream = found ?? { first: unit, last: unit - 1, next: unit, run: 0 }
     const others = this.#streams.filter((other) => other !== stream)
     this.#streams = [...others, stream].slice(-STREAMS_MAX)
     return stream

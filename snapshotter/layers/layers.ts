@@ -40,8 +40,8 @@ export type LayerServer = {
 
 /** Told of images that start, so that what they read can be fetched before, and learned. Returns at once. */
 export type StartListener = {
-  /** containerd pulls the image with these layers, bottom first, which can be mounted. */
-  pulled(layers: readonly LayerRecord[]): void
+  /** containerd pulls the image of these layers, bottom first; each is `ready` when it can be mounted. */
+  pulling(layers: readonly ImageLayer[], ready: readonly Promise<LayerRecord>[]): void
   /** A container is about to start on these layers; of `cold` nothing is in the page cache, all reads come to us. */
   mounted(layers: readonly LayerRecord[], cold: ReadonlySet<number>): void
 }
@@ -159,10 +159,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     // All at once: containerd asks for one after the other, and a pull should take as long as the slowest.
     const ready = image.layers.map((layer) => this.ready(layer))
     for (const each of ready) each.catch(() => undefined)
-    void Promise.all(ready).then(
-      (layers) => starts.pulled(layers),
-      () => undefined,
-    )
+    starts.pulling(image.layers, ready)
     const asked = ready[image.layers.findIndex((layer) => layer.layerChainId === layerChainId)]
     if (asked === undefined) return undefined
     const record = await unlessAborted(asked, signal)

@@ -5,7 +5,7 @@ import type { LazyLayer } from '../blobs/lazy-layer.ts'
 import type { BlockSource } from '../block-source.ts'
 import type { ClusterPeers } from '../cluster-peers.ts'
 import { CodedError, LayerError } from '../errors.ts'
-import type { Catalog, LayerRecord } from '../layers/catalog.ts'
+import type { Catalog, ImageLayer, LayerRecord } from '../layers/catalog.ts'
 import { fuseInode, type LayerPlaces } from '../layers/layer-places.ts'
 import type { TableThread } from '../layers/table-thread.ts'
 import type { Log } from '../log.ts'
@@ -23,7 +23,7 @@ import {
 } from './prefetch-list.ts'
 import { PrefetchedUnits } from './prefetched-units.ts'
 import { readPublishedList } from './published-list.ts'
-import { REPLAY_BYTES_MAX, replayRanges } from './replay-list.ts'
+import { REPLAY_BYTES_MAX, type ReplayBudget, type Replayed, replayRanges } from './replay-list.ts'
 import { LEARNED_BYTES_MAX, type Recording, type StartRecorder } from './start-recorder.ts'
 
 /** A start within this after a replay needs none: what was evicted since is little. In ms. */
@@ -63,9 +63,6 @@ type Config = PrefetchConfig & {
   readonly storeBytesMax: number
 }
 
-/** An image's list, and how much of it was found in the image. */
-type FoundList = { readonly ranges: readonly LayerRange[]; readonly dropped: number }
-
 /**
  * Learns from real starts what an image reads first, and fetches that before it is read when the image starts again: from the
  * list that this node learned, from the one that was published with the image, or from that of an image much like it.
@@ -77,6 +74,8 @@ export class Prefetcher implements AsyncDisposable {
   readonly #closing = new AbortController()
   readonly #units = new PrefetchedUnits()
   readonly #working = new Set<Promise<void>>()
+  /** Images that are being pulled, by the blobs of their layers. */
+  readonly #pulls = new Set<string>()
   /** When an image, named by its layers' ids, was last replayed. */
   readonly #replayedAt = new Map<string, number>()
 
@@ -97,18 +96,42 @@ export class Prefetcher implements AsyncDisposable {
   }
 
   /**
-   * Begins to fetch what a start of the image with these layers, bottom first, will read; returns at once. Only for a pull
-   * is the image's directory asked for a list: a start needs no peer.
+   * An image is being pulled, of these layers, bottom first, each of which can be mounted once it is `ready`: begins to fetch what a
+   * start will read, of one layer while another is still worked on; returns at once. Only now is the image's directory asked for a list.
    */
-  replay(layers: readonly LayerRecord[], { isPull }: { isPull: boolean }): void {
-    if (!this.#config.replay || this.#closing.signal.aborted) return
-    const name = layers.map(({ id }) => id).join(' ')
+  replayPull(layers: readonly ImageLayer[], ready: readonly Promise<LayerRecord>[]): void {
+    if (!this.#isWanted) return
+    const name = layers.map(({ blobCid }) => blobCid).join(' ')
+    // containerd asks for one layer after the other.
+    if (this.#pulls.has(name)) return
+    this.#pulls.add(name)
+    this.#work(layers, 'was not prefetched for', () =>
+      this.#replayPull(layers, ready).finally(() => this.#pulls.delete(name)),
+    )
+  }
+
+  /** Begins to fetch what a start of the image with these layers, bottom first, will read; returns at once. No peer is asked for a list. */
+  replay(layers: readonly LayerRecord[]): void {
+    const name = nameOf(layers)
     const last = this.#replayedAt.get(name)
-    if (last !== undefined && performance.now() - last < REPLAYED_MS) return
-    this.#replayedAt.set(name, performance.now())
+    const isRecent = last !== undefined && performance.now() - last < REPLAYED_MS
+    if (!this.#isWanted || isRecent) return
+    this.#noteReplay(layers)
+    this.#work(layers, 'was not prefetched for', async () => {
+      const lists = await this.#listsOf(layers, chainIdOf(layers), { isPull: false })
+      const ranges = await this.#placeAll(lists, layers)
+      this.#tell(layers, [await this.#fetch(ranges, layers, this.#budget())], ranges.length)
+    })
+  }
+
+  get #isWanted(): boolean {
+    return this.#config.replay && !this.#closing.signal.aborted
+  }
+
+  #noteReplay(layers: readonly LayerRecord[]): void {
+    this.#replayedAt.set(nameOf(layers), performance.now())
     const [oldest] = this.#replayedAt.keys()
     if (this.#replayedAt.size > REPLAYS_REMEMBERED) this.#replayedAt.delete(oldest ?? '')
-    this.#work(layers, 'was not prefetched for', () => this.#replay(layers, isPull))
   }
 
   /**
@@ -162,7 +185,11 @@ export class Prefetcher implements AsyncDisposable {
   }
 
   /** In the background of everything: its failure is a sentence in the log. */
-  #work(layers: readonly LayerRecord[], what: string, work: () => Promise<void>): void {
+  #work(
+    layers: readonly { readonly blobDigest: string }[],
+    what: string,
+    work: () => Promise<void>,
+  ): void {
     const done = work()
       .catch((error: unknown) => {
         if (this.#closing.signal.aborted) return
@@ -174,55 +201,97 @@ export class Prefetcher implements AsyncDisposable {
     this.#working.add(done)
   }
 
-  async #replay(layers: readonly LayerRecord[], isPull: boolean): Promise<void> {
-    const { log } = this.#parts
-    const { ranges, dropped } = await this.#find(layers, isPull)
-    if (ranges.length === 0) return
-    const startedAt = performance.now()
-    const { units, bytes, failed, reason } = await replayRanges(ranges, {
+  async #replayPull(
+    layers: readonly ImageLayer[],
+    ready: readonly Promise<LayerRecord>[],
+  ): Promise<void> {
+    const chainId = layers.at(-1)?.layerChainId
+    if (chainId === undefined) return
+    const lists = await this.#listsOf(layers, chainId, { isPull: true })
+    const budget = this.#budget()
+    const early = await Promise.allSettled(
+      ready.map(async (each) => {
+        const layer = await each
+        const ranges = lists.flatMap((list) => rangesIn(list, layer))
+        return this.#fetch(ranges, [layer], budget)
+      }),
+    )
+    // Whoever pulls hears of a layer that cannot be mounted.
+    const records = await Promise.all(ready).catch(() => undefined)
+    if (records === undefined) return
+    this.#noteReplay(records)
+    // What lies elsewhere than in the image of the list: its tables say where.
+    const ranges = await this.#placeAll(lists, records)
+    const late = await this.#fetch(ranges, records, budget)
+    const all = early.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
+    this.#tell(layers, [...all, late], ranges.length)
+  }
+
+  /** A quarter of the store at most: prefetching must not evict what others use. */
+  #budget(): ReplayBudget {
+    return { bytesLeft: Math.min(REPLAY_BYTES_MAX, this.#config.storeBytesMax / 4) }
+  }
+
+  #fetch(
+    ranges: readonly LayerRange[],
+    layers: readonly LayerRecord[],
+    budget: ReplayBudget,
+  ): Promise<Replayed> {
+    return replayRanges(ranges, {
       layers: this.#held(layers),
-      // A quarter of the store at most: prefetching must not evict what others use.
-      bytesMax: Math.min(REPLAY_BYTES_MAX, this.#config.storeBytesMax / 4),
+      budget,
       signal: this.#closing.signal,
       onUnit: (layer, unit) => this.#units.add(layer, unit),
     })
+  }
+
+  #tell(
+    layers: readonly { readonly blobDigest: string }[],
+    replayed: readonly Replayed[],
+    ranges: number,
+  ): void {
+    const sum = (count: (one: Replayed) => number): number =>
+      replayed.reduce((total, one) => total + count(one), 0)
+    const [units, bytes, failed] = [sum((a) => a.units), sum((a) => a.bytes), sum((a) => a.failed)]
     // All of it was here: a start like most.
     if (units + failed === 0) return
     const image = layers.at(-1)?.blobDigest
-    const ms = Math.round(performance.now() - startedAt)
-    log.info(
-      { image, ranges: ranges.length, dropped, units, bytes, failed, ms },
-      `prefetched ${bytes} bytes for the image on layer ${image}, by a list of ${ranges.length} ranges`,
+    this.#parts.log.info(
+      { image, ranges, units, bytes, failed },
+      `prefetched ${bytes} bytes for the image on layer ${image}, by a list of ${ranges} ranges`,
     )
-    if (failed > 0)
-      throw new LayerError(
-        'UNAVAILABLE',
-        `${failed} units failed, the first because ${sentenceOf(reason)}`,
-      )
+    if (failed === 0) return
+    const first = replayed.find((one) => one.failed > 0)
+    throw new LayerError(
+      'UNAVAILABLE',
+      `${failed} units failed, the first because ${sentenceOf(first?.reason)}`,
+    )
   }
 
   /**
    * What this node saw comes first, then what the publisher saw; where there is neither, what a peer of this cluster saw, or what an
    * image much like it read.
    */
-  async #find(layers: readonly LayerRecord[], isPull: boolean): Promise<FoundList> {
-    const chainId = chainIdOf(layers)
+  async #listsOf(
+    layers: readonly { readonly diffId: string }[],
+    chainId: string,
+    { isPull }: { readonly isPull: boolean },
+  ): Promise<PrefetchList[]> {
     const learned = await this.#lists.get(chainId, 'learned')
     const published = await this.#published(chainId, isPull)
     const own = [learned, published].filter((list) => list !== undefined)
-    if (own.length === 0) {
-      const shared = await this.#ofPeers(chainId)
-      if (shared !== undefined) own.push(shared)
-    }
-    if (own.length === 0) {
-      const near = await this.#lists.nearest(layers.map(({ diffId }) => diffId))
-      if (near !== undefined) own.push(near)
-    }
-    const found = await Promise.all(own.map((list) => this.#place(list, layers)))
-    return {
-      ranges: found.flatMap(({ ranges }) => ranges),
-      dropped: found.reduce((sum, { dropped }) => sum + dropped, 0),
-    }
+    if (own.length > 0) return own
+    const other =
+      (await this.#ofPeers(chainId)) ??
+      (await this.#lists.nearest(layers.map(({ diffId }) => diffId)))
+    return other === undefined ? [] : [other]
+  }
+
+  async #placeAll(
+    lists: readonly PrefetchList[],
+    layers: readonly LayerRecord[],
+  ): Promise<readonly LayerRange[]> {
+    return (await Promise.all(lists.map((list) => this.#place(list, layers)))).flat()
   }
 
   /** The list in the directory of the image seen last: asked for once and kept, so that later starts need no peer. */
@@ -269,18 +338,18 @@ export class Prefetcher implements AsyncDisposable {
     }
   }
 
-  async #place(list: PrefetchList, layers: readonly LayerRecord[]): Promise<FoundList> {
+  async #place(list: PrefetchList, layers: readonly LayerRecord[]): Promise<readonly LayerRange[]> {
     const listed = layers.map(asListed)
     const used = new Set(list.ranges.map(({ layer }) => layer))
     const positions = sameLayers(list, listed)
     // Tables of contents are only read where a file must be looked up in them.
     if ([...used].every((layer) => positions[layer] !== undefined)) {
-      return placeRanges(list, listed)
+      return placeRanges(list, listed).ranges
     }
     const { tables } = this.#parts
     const withTables = await this.#withTables(layers)
     const { placed } = await tables.list({ kind: 'place', list, layers: withTables })
-    return placed
+    return placed.ranges
   }
 
   async #learn(
@@ -349,6 +418,18 @@ function withKnown(
   const fresh = seen.ranges.filter(({ layer }) => !isKnown.has(layer))
   // Lower layers hold the loader and the libraries, which are read first.
   return { layers: seen.layers, ranges: [...known, ...fresh] }
+}
+
+function nameOf(layers: readonly LayerRecord[]): string {
+  return layers.map(({ id }) => id).join(' ')
+}
+
+/** What a list names of one layer, where both have the same tar. */
+function rangesIn(list: PrefetchList, layer: LayerRecord): readonly LayerRange[] {
+  const listed = [asListed(layer)]
+  const positions = sameLayers(list, listed)
+  const ranges = list.ranges.filter((range) => positions[range.layer] !== undefined)
+  return placeRanges({ ...list, ranges }, listed).ranges
 }
 
 function asListed({ diffId, layerSize }: LayerRecord): ListedLayer {

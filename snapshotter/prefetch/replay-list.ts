@@ -26,20 +26,23 @@ export type Replayed = {
 /** Layers that ranges lie in, by the range's `layer`. */
 export type HeldLayers = ReadonlyMap<number, LazyLayer>
 
+/** Bytes of layer files that replays, which share it, may still fetch. */
+export type ReplayBudget = { bytesLeft: number }
+
 /**
  * Fetches the units of `ranges` that are not here, in their order, behind every page fault. Never rejects: whoever reads a
- * unit that failed asks for it again. Ends early when `signal` aborts, at `bytesMax`, or if nothing can be had any more.
+ * unit that failed asks for it again. Ends early when `signal` aborts, where the budget ends, or if nothing can be had any more.
  */
 export async function replayRanges(
   ranges: readonly LayerRange[],
   {
     layers,
-    bytesMax,
+    budget,
     signal,
     onUnit,
   }: {
     readonly layers: HeldLayers
-    readonly bytesMax: number
+    readonly budget: ReplayBudget
     readonly signal: AbortSignal
     /** Told of each unit that this replay brought. */
     readonly onUnit: (layer: LazyLayer, unit: number) => void
@@ -51,15 +54,16 @@ export async function replayRanges(
   const work = async (): Promise<void> => {
     for (const { layer, unit } of missing) {
       const { start, end } = unitRange(layer.file.units, unit)
-      if (signal.aborted || failedInRow >= FAILURES_MAX || bytes + end - start > bytesMax) return
-      bytes += end - start
+      if (signal.aborted || failedInRow >= FAILURES_MAX || end - start > budget.bytesLeft) return
+      budget.bytesLeft -= end - start
       try {
         await layer.fill(unit, { priority: 'prefetch', signal })
         units += 1
+        bytes += end - start
         failedInRow = 0
         onUnit(layer, unit)
       } catch (error) {
-        bytes -= end - start
+        budget.bytesLeft += end - start
         if (signal.aborted) return
         reason ??= error
         failed += 1

@@ -17,17 +17,17 @@ describe('what is fetched ahead of a reader', () => {
     expect(asked.flat()).toEqual([])
   })
 
-  test('begins with the fourth unit in a row, and doubles until it is 16 MiB', () => {
+  test('begins with the fourth unit in a row, and is as much as he has read, up to 16 MiB', () => {
     const ahead = new ReadAhead(startsOf(1000, 256 * KIB))
     expect([100, 101, 102].flatMap((unit) => ahead.waitedFor(unit))).toEqual([])
     expect(ahead.waitedFor(103)).toEqual([104, 105, 106, 107])
     // He caught up with what was under way.
-    expect(ahead.waitedFor(104)).toEqual([108, 109, 110, 111, 112])
-    const lengths = [112, 128, 200, 264, 328].map((unit) => {
+    expect(ahead.waitedFor(104)).toEqual([108, 109])
+    const reaches = [110, 121, 143, 187, 251].map((unit) => {
       const units = ahead.waitedFor(unit)
-      return units.length === 0 ? 0 : (units.at(-1) ?? 0) - unit
+      return (units.at(-1) ?? unit) - unit
     })
-    expect(lengths).toEqual([16, 32, 0, 0, 0])
+    expect(reaches).toEqual([11, 22, 44, 64, 64])
   })
 
   test('is asked for once, each unit in its order, and ends with the layer', () => {

@@ -15,6 +15,7 @@ import { LazyNode } from './lazy-node.ts'
 import { indexedLayer, type PublishedImage, publishImage } from './published-image.ts'
 
 const { signal } = new AbortController()
+const RAW = 0x55
 const run = promisify(execFile)
 
 /** Files of 300 KB that do not compress: each has blocks of its own. */
@@ -142,7 +143,9 @@ test('what a start reads is fetched before the next one reads it, though all of 
 
 test('bytes that were here already are learned as well, as long as the page cache has none of them', async () => {
   const blocks = new MemoryBlocks()
-  const image = await publishImage(blocks, [await indexedLayer(BASE)])
+  // Less than half of it is read, or all of it would come, and be mounted from its plain file.
+  const large = filesTar(1, ['libc', 'shell', 'unused'], { unused: 3_000_000 })
+  const image = await publishImage(blocks, [await indexedLayer(large)])
   const node = await openNode(blocks)
   await node.pull(image)
   await start(node, image, ['libc', 'shell'])
@@ -217,6 +220,49 @@ test('a list that was published with the image is replayed on a node that has ne
   expect(image.root.equals(app.root)).toBe(false)
   const node = await openNode(blocks)
   await node.pull(image)
+  await prefetched(node)
+  await start(node, image, ['libc', 'main', 'data'])
+  expect(await waitedFor(node)).toEqual(['/data'])
+})
+
+test('what a start reads of one layer is fetched while another cannot be mounted yet', async () => {
+  const base = await indexedLayer(BASE)
+  const baseAlone = new MemoryBlocks()
+  await publishImage(baseAlone, [base])
+  const blocks = new MemoryBlocks()
+  const app = await publishImage(blocks, [base, await indexedLayer(APP)])
+  const known = new Set(blocks.blocks.keys())
+  const image = await withList(blocks, app, {
+    layers: [
+      { diffId: digestOf(BASE), layerSize: BASE.length },
+      { diffId: digestOf(APP), layerSize: APP.length },
+    ],
+    ranges: [range({ layer: 1, path: 'main' }), range({ layer: 0 })],
+  })
+  const node = await openNode(blocks)
+  await node.serve(image)
+  // From now on nothing new comes of the upper layer, not even its table of contents.
+  const served = new Set(blocks.asked)
+  const gate = Promise.withResolvers<void>()
+  const get = blocks.get.bind(blocks)
+  vi.spyOn(blocks, 'get').mockImplementation(async (cid, request) => {
+    const key = cid.toString()
+    const isOfUpper = known.has(key) && !baseAlone.blocks.has(key) && !served.has(key)
+    if (cid.code === RAW && isOfUpper) await gate.promise
+    return get(cid, request)
+  })
+  let isPulled = false
+  const pulling = node.pull(image).finally(() => (isPulled = true))
+  try {
+    await vi.waitFor(
+      () => expect(node.snapshotter.prefetched().fetchedBytes).toBeGreaterThanOrEqual(300_000),
+      20_000,
+    )
+    expect(isPulled).toBe(false)
+  } finally {
+    gate.resolve()
+    await pulling
+  }
   await prefetched(node)
   await start(node, image, ['libc', 'main', 'data'])
   expect(await waitedFor(node)).toEqual(['/data'])

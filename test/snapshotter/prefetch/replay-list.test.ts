@@ -57,7 +57,8 @@ function replay(
   options: Partial<Parameters<typeof replayRanges>[1]> = {},
 ): ReturnType<typeof replayRanges> {
   const layers = new Map([[0, layer]])
-  return replayRanges(ranges, { layers, bytesMax: NO_LIMIT, signal, onUnit: () => {}, ...options })
+  const budget = { bytesLeft: NO_LIMIT }
+  return replayRanges(ranges, { layers, budget, signal, onUnit: () => {}, ...options })
 }
 
 /** Answers whatever is asked until the work is done. */
@@ -123,8 +124,11 @@ test('a page fault on a unit that is being prefetched waits for that fetch, and 
 test('at most so many bytes are fetched', async () => {
   const { layer, asked } = await heldLayer()
   const all = units(...Array.from({ length: UNITS }, (_, unit) => unit))
-  const done = await answering(asked, replay(layer, all, { bytesMax: 20 * UNIT }))
+  const budget = { bytesLeft: 20 * UNIT }
+  const done = await answering(asked, replay(layer, all, { budget }))
   expect(done).toMatchObject({ units: 20, bytes: 20 * UNIT })
+  // Another that shares it comes too late.
+  expect(await answering(asked, replay(layer, all, { budget }))).toMatchObject({ units: 0 })
 })
 
 test('a unit that cannot be had is passed over, and where nothing can be had it ends', async () => {
