@@ -108,7 +108,7 @@ test(
 test(
   'ipdr doctor finds nothing to change',
   async () => {
-    const { code, output } = await node.try('ipdr doctor')
+    const { code, output } = await node.try('ipdr doctor --timeout 300')
     console.log(output)
     expect(code).toBe(0)
     expect(output).toContain('it mounts layers straight from files (erofs-file)')

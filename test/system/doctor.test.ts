@@ -26,11 +26,11 @@ function doctor(words: readonly string[]): Report {
 }
 
 /** Runs it on a node; `change` of its configuration is what doctor reads, not what the agent was started with. */
-function examine(node: LazyNode, change: object = {}): Report {
+function examine(node: LazyNode, change: object = {}, words: readonly string[] = []): Report {
   const config = JSON.parse(readFileSync(node.agent.configPath, 'utf8')) as object
   const path = join(node.scratch.dir, 'examined.json')
   writeFileSync(path, JSON.stringify({ ...config, ...change }))
-  return doctor(['--config', path, '--certs-dir', node.certsDir])
+  return doctor(['--config', path, '--certs-dir', node.certsDir, ...words])
 }
 
 /** States other than ok and not checked, by check, each with what was found and the advice. */
@@ -195,9 +195,21 @@ describe('of a node on which one thing is wrong', () => {
     await once(server, 'listening')
     const address = server.address()
     const port = typeof address === 'object' ? address?.port : undefined
-    const report = examine(node, { ipfs: { gateways: [`http://127.0.0.1:${port}`] } })
+    const report = examine(node, { ipfs: { gateways: [`http://127.0.0.1:${port}`] } }, [
+      '--timeout',
+      '4',
+    ])
     server.close()
-    expect(wrong(report)['gateway']).toMatch(/^failure: .*(sent nothing|in time|no answer in)/)
+    expect(wrong(report)['gateway']).toMatch(/^failure: there was no answer in 4 s/)
+  })
+
+  test.each(['0', '-1', 'soon', '3601'])('a deadline of %s seconds is refused', (seconds) => {
+    const words = ['doctor', '--timeout', seconds]
+    const { status, stderr } = spawnSync(IPDR, words, { encoding: 'utf8' })
+    expect({ status, stderr }).toMatchObject({
+      status: 2,
+      stderr: expect.stringMatching(/timeout/),
+    })
   })
 
   test('no gateway and no peer at all', () => {

@@ -9,13 +9,19 @@ import { count } from '../quantity.ts'
 /** Where the systemd unit has its configuration. */
 const CONFIG_PATH = '/etc/ipdr-agent/config.json'
 
+/** How long one check may take, in seconds, unless --timeout says otherwise. 10: an answer that comes later would be too late for a pod as well. */
+const CHECK_S = 10
+
+/** And at most: an hour. */
+const LONGEST_S = 3_600
+
 /** `ipdr doctor` */
 export const doctor: Command = defineCommand({
   name: 'doctor',
   usage: '',
   summary: 'Check this node, and say what to change',
   description: [
-    'Looks at everything that a pod needs to start from IPFS: the configuration, privileges, the kernel, the file system and its space; the agent and its sockets; containerd, its plugin, snapshotter and hosts.toml; gateways, peers and other nodes; keys, certificates and credentials. It changes nothing, and no check takes longer than 10 s.',
+    'Looks at everything that a pod needs to start from IPFS: the configuration, privileges, the kernel, the file system and its space; the agent and its sockets; containerd, its plugin, snapshotter and hosts.toml; gateways, peers and other nodes; keys, certificates and credentials. It changes nothing, and no check takes longer than --timeout.',
     'Each finding is ok, a warning (it works, but not well, or not for long), a failure (it does not work), or not checked. It fails with 1 if there is a failure; advice stands under each finding.',
   ],
   args: {},
@@ -33,13 +39,24 @@ export const doctor: Command = defineCommand({
       describe: "Folder of containerd's hosts.toml files, where containerd (2) does not tell it",
       valueName: 'DIR',
     },
+    timeout: {
+      type: 'number',
+      default: CHECK_S,
+      requiresArg: true,
+      describe: 'Seconds that one check may take; more for a machine that is very slow or busy',
+      valueName: 'SECONDS',
+    },
   },
   examples: [
     ['ipdr doctor', 'after installing, and whenever a pod does not start'],
     ['ipdr doctor -o json | jq \'.findings[] | select(.state == "failure")\'', 'for a script'],
   ],
   seeAlso: ['ipdr status', 'ipdr waited', 'ipdr-agent(8)'],
-  async run({ config: path, 'certs-dir': certsDir }, { output, signal }) {
+  async run({ config: path, 'certs-dir': certsDir, timeout }, { output, signal }) {
+    if (!(timeout > 0 && timeout <= LONGEST_S)) {
+      const problem = `--timeout must be a number of seconds above 0, ${LONGEST_S} at most`
+      throw new CommandFailure(EXIT_CODES.usage, problem)
+    }
     const { parseConfig, readConfig } = await import('../../config.ts')
     const { examineNode } = await import('../doctor/examine-node.ts')
     const isThere = path !== undefined || existsSync(CONFIG_PATH)
@@ -47,7 +64,7 @@ export const doctor: Command = defineCommand({
     const config = isThere ? readConfig(path ?? CONFIG_PATH) : parseConfig({})
     const findings = [
       configFinding(path, isThere),
-      ...(await examineNode(config, { certsDir }, signal)),
+      ...(await examineNode(config, { certsDir, checkMs: timeout * 1000 }, signal)),
     ]
     const of = (state: CheckedFinding['state']): number =>
       findings.filter((finding) => finding.state === state).length

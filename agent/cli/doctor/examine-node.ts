@@ -7,14 +7,13 @@ import { RunningAgent } from './running-agent.ts'
 import { secretChecks } from './secret-checks.ts'
 import { sourceChecks } from './source-checks.ts'
 
-/** How long one check may take, in ms. 10 s: an answer that comes later would be too late for a pod as well. */
-const CHECK_MS = 10_000
-
 export type CheckedFinding = { readonly check: string } & Finding
 
 export type ExamineOptions = {
   /** Folder of hosts.toml files, where containerd does not tell its own. */
   readonly certsDir: string
+  /** How long one check may take, in ms. */
+  readonly checkMs: number
 }
 
 /**
@@ -37,20 +36,27 @@ export async function examineNode(
   return await Promise.all(
     checks.map(async (check) => ({
       check: check.name,
-      ...(await findingOf(check, signal)),
+      ...(await findingOf(check, options, signal)),
     })),
   )
 }
 
-async function findingOf(check: Check, signal: AbortSignal): Promise<Finding> {
+async function findingOf(
+  check: Check,
+  { checkMs }: Pick<ExamineOptions, 'checkMs'>,
+  signal: AbortSignal,
+): Promise<Finding> {
   const deadline = new AbortController()
   const late = Promise.withResolvers<Finding>()
   const timer = setTimeout(() => {
-    deadline.abort(new Error(`no answer in ${CHECK_MS / 1000} s`))
+    deadline.abort(new Error(`no answer in ${checkMs / 1000} s`))
     late.resolve(
-      failure(`there was no answer in ${CHECK_MS / 1000} s`, 'See why it hangs, and look again.'),
+      failure(
+        `there was no answer in ${checkMs / 1000} s`,
+        'See why it hangs, or look again with more time (--timeout).',
+      ),
     )
-  }, CHECK_MS)
+  }, checkMs)
   try {
     const looked = check.look(AbortSignal.any([signal, deadline.signal]))
     return await Promise.race([looked, late.promise])
