@@ -1,4 +1,5 @@
 import type { CID } from 'multiformats/cid'
+import type { Priority } from '../../snapshotter/block-source.ts'
 import { BlockError } from '../../snapshotter/errors.ts'
 
 /** Largest block taken from anybody, in bytes: 2 MiB, the most that bitswap peers and gateways pass on. */
@@ -14,17 +15,41 @@ const BACK_OFF_MAX_MS = 60_000
 /** How long a provider that sent wrong bytes comes last, in ms. 10 min: longer than any pull, shorter than a shift. */
 const DISTRUST_MS = 600_000
 
-/** One place that blocks come from: a gateway, or a bitswap peer. */
+/** Whose turn it is: lower ranks come first. */
+export const PRIORITY_RANK: Readonly<Record<Priority, number>> = {
+  foreground: 0,
+  prefetch: 1,
+  background: 2,
+}
+
+/** For whom a block is fetched, for providers that fetch it themselves first; and how these say that they are at it. */
+export type BlockErrand = {
+  readonly priority: Priority
+  /** Aborts when somebody in the foreground has come to wait for it. */
+  readonly escalated: AbortSignal
+  /** The provider is slow, but it works on it: nobody else needs to be asked yet. */
+  readonly isWorking: () => void
+}
+
+/** One place that blocks come from: a gateway, a bitswap peer, another agent of the cluster, or all but the cluster ("origin"). */
 export interface BlockProvider {
   /** "gateway http://10.0.0.7:8080": for sentences and logs. */
   readonly name: string
-  readonly kind: 'gateway' | 'bitswap'
+  readonly kind: 'gateway' | 'bitswap' | 'cluster' | 'origin'
   readonly health: ProviderHealth
+  /** The shortest time after which somebody else is asked as well, in ms, if not the usual one. */
+  readonly hedgeMinMs?: number
   /**
    * One block, verified. Rejects with BlockError: NOT_FOUND (it does not have it), UNAVAILABLE (it cannot be asked),
    * DATA_LOSS (it sent other bytes), CANCELLED or DEADLINE_EXCEEDED (`signal`).
    */
-  get(cid: CID, signal: AbortSignal): Promise<Uint8Array>
+  get(cid: CID, signal: AbortSignal, errand?: BlockErrand): Promise<Uint8Array>
+}
+
+/** Whom to ask for one block: `first` in this order, and overlapping if somebody waits; `spare` when all of these have failed. */
+export type BlockOrder = {
+  readonly first: readonly BlockProvider[]
+  readonly spare: readonly BlockProvider[]
 }
 
 /** How a provider has done so far, and so when to ask it. `now` is in ms, of any fixed zero. */
@@ -58,11 +83,12 @@ export class ProviderHealth {
       this.#latencyMs === undefined ? ms : this.#latencyMs + LATENCY_WEIGHT * (ms - this.#latencyMs)
   }
 
-  /** It could not be asked. `retryAfterMs` is what it said itself. */
+  /** It could not be asked. `retryAfterMs` is what it said itself. Several that fail together are one failure. */
   failed(retryAfterMs = 0): void {
-    const backOffMs = Math.min(BACK_OFF_MIN_MS * 2 ** this.#failures, BACK_OFF_MAX_MS)
-    this.#failures++
-    this.#restsUntil = this.#now() + Math.max(backOffMs, Math.min(retryAfterMs, BACK_OFF_MAX_MS))
+    const now = this.#now()
+    if (now >= this.#restsUntil) this.#failures++
+    const backOffMs = Math.min(BACK_OFF_MIN_MS * 2 ** (this.#failures - 1), BACK_OFF_MAX_MS)
+    this.#restsUntil = now + Math.max(backOffMs, Math.min(retryAfterMs, BACK_OFF_MAX_MS))
   }
 
   sentWrongBytes(): void {

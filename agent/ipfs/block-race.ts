@@ -1,7 +1,7 @@
 import type { CID } from 'multiformats/cid'
 import type { Priority } from '../../snapshotter/block-source.ts'
 import { BlockError } from '../../snapshotter/errors.ts'
-import { abortedGet, type BlockProvider } from './block-provider.ts'
+import { abortedGet, type BlockOrder, type BlockProvider } from './block-provider.ts'
 
 /**
  * How long the one asked may take before the next is asked as well, in ms: three times its usual, within these bounds. The lower
@@ -12,6 +12,10 @@ const HEDGE_MAX_MS = 2_000
 /** Before there is a usual: a lookup on a distant gateway. */
 const HEDGE_UNKNOWN_MS = 500
 const HEDGE_FACTOR = 3
+/** One that said it is at work may be silent for so long, in ms: four of the signs that agents give (cluster/block-service.ts). */
+const HEDGE_WORKING_MS = 1_000
+/** And such signs count for so long, in ms. 10 s: a third of a page fault's deadline, so that two more can be tried within it. */
+const WORKING_MS_MAX = 10_000
 
 /** Told of each answer, to count and to warn. */
 export type RaceOutcomes = {
@@ -23,9 +27,11 @@ export type RaceOutcomes = {
 export class BlockRace {
   readonly #cid: CID
   readonly #remaining: BlockProvider[]
+  readonly #spare: BlockProvider[]
   readonly #outcomes: RaceOutcomes
   readonly #signal: AbortSignal
   readonly #losers = new AbortController()
+  readonly #escalated = new AbortController()
   readonly #running = new Set<BlockProvider>()
   readonly #failures: { provider: BlockProvider; error: BlockError }[] = []
   readonly #result = Promise.withResolvers<Uint8Array>()
@@ -33,15 +39,15 @@ export class BlockRace {
   #timer: NodeJS.Timeout | undefined
   #over = false
 
-  /** `providers` in the order to ask them. */
   constructor(
     cid: CID,
-    providers: readonly BlockProvider[],
+    { first, spare }: BlockOrder,
     { priority, signal }: { priority: Priority; signal: AbortSignal },
     outcomes: RaceOutcomes,
   ) {
     this.#cid = cid
-    this.#remaining = [...providers]
+    this.#remaining = [...first]
+    this.#spare = [...spare]
     this.#priority = priority
     this.#signal = signal
     this.#outcomes = outcomes
@@ -64,14 +70,16 @@ export class BlockRace {
   escalate(): void {
     if (this.#priority === 'foreground') return
     this.#priority = 'foreground'
+    this.#escalated.abort()
     const [slow] = this.#running
     if (!this.#over && slow !== undefined) this.#hedge(slow)
   }
 
   #askNext(): void {
-    const provider = this.#remaining.shift()
+    const isIdle = this.#running.size === 0
+    const provider = this.#remaining.shift() ?? (isIdle ? this.#spare.shift() : undefined)
     if (provider === undefined) {
-      if (this.#running.size === 0) this.#finish(() => this.#result.reject(this.#nobodyHasIt()))
+      if (isIdle) this.#finish(() => this.#result.reject(this.#nobodyHasIt()))
       return
     }
     this.#running.add(provider)
@@ -80,11 +88,21 @@ export class BlockRace {
   }
 
   async #ask(provider: BlockProvider): Promise<void> {
+    const askedMs = performance.now()
+    const isWorking = (): void => {
+      const isOld = performance.now() - askedMs > WORKING_MS_MAX
+      if (!this.#over && !isOld && this.#running.has(provider)) this.#hedgeAfter(HEDGE_WORKING_MS)
+    }
     try {
-      const bytes = await provider.get(this.#cid, this.#losers.signal)
+      const bytes = await provider.get(this.#cid, this.#losers.signal, {
+        priority: this.#priority,
+        escalated: this.#escalated.signal,
+        isWorking,
+      })
       if (this.#over) return
       this.#running.delete(provider)
       this.#outcomes.won(provider, bytes.length)
+      this.#doubtHomes()
       this.#finish(() => this.#result.resolve(bytes))
     } catch (error) {
       this.#running.delete(provider)
@@ -101,17 +119,26 @@ export class BlockRace {
   }
 
   #hedge(provider: BlockProvider): void {
-    clearTimeout(this.#timer)
-    if (this.#priority === 'background') return
     const usual = provider.health.latencyMs
     const delay = usual === undefined ? HEDGE_UNKNOWN_MS : HEDGE_FACTOR * usual
-    this.#timer = setTimeout(
-      () => {
-        // One that failed lately or lied is asked when all others have failed, not for speed.
-        if (this.#remaining[0]?.health.standing === 0) this.#askNext()
-      },
-      Math.min(Math.max(delay, HEDGE_MIN_MS), HEDGE_MAX_MS),
-    )
+    const min = provider.hedgeMinMs ?? HEDGE_MIN_MS
+    this.#hedgeAfter(Math.min(Math.max(delay, min), HEDGE_MAX_MS))
+  }
+
+  #hedgeAfter(ms: number): void {
+    clearTimeout(this.#timer)
+    if (this.#priority === 'background') return
+    this.#timer = setTimeout(() => {
+      // One that failed lately or lied is asked when all others have failed, not for speed.
+      if (this.#remaining[0]?.health.standing === 0) this.#askNext()
+    }, ms)
+  }
+
+  /** An agent that fetches for others and could not get what was to be had is not asked for a while. */
+  #doubtHomes(): void {
+    for (const { provider, error } of this.#failures) {
+      if (provider.kind === 'cluster' && error.code === 'NOT_FOUND') provider.health.failed()
+    }
   }
 
   #finish(settle: () => void): void {
@@ -147,10 +174,20 @@ export class BlockRace {
         ? 'there is nobody to ask: put gateways or peers in the config (ipfs.gateways, ipfs.peers)'
         : this.#said().join('; ')
     const cid = this.#cid.toString()
-    return new BlockError(code, `block ${cid} cannot be had: ${said}`, { cid })
+    return new BlockError(code, `${noneHas(cid)}${said}`, { cid })
   }
 
   #said(): string[] {
     return this.#failures.map(({ error }) => error.message)
   }
+}
+
+/** What each provider said, without the beginning of the sentence, to stand within another one. */
+export function whatWasSaid(cid: CID, { message }: BlockError): string {
+  const beginning = noneHas(cid.toString())
+  return message.startsWith(beginning) ? message.slice(beginning.length) : message
+}
+
+function noneHas(cid: string): string {
+  return `block ${cid} cannot be had: `
 }

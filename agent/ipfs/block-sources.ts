@@ -3,7 +3,12 @@ import type { BlockRequest, BlockSource, Priority } from '../../snapshotter/bloc
 import type { BlockError } from '../../snapshotter/errors.ts'
 import type { Log } from '../../snapshotter/log.ts'
 import { inlineBlock } from '../../snapshotter/oci/verify-block.ts'
-import { abortedGet, type BlockProvider } from './block-provider.ts'
+import {
+  abortedGet,
+  type BlockOrder,
+  type BlockProvider,
+  PRIORITY_RANK as RANK,
+} from './block-provider.ts'
 import { BlockRace } from './block-race.ts'
 
 /** Blocks kept in memory, in bytes: directories, inner nodes and manifests of some 20 images at 200 KiB each, twice. */
@@ -19,7 +24,6 @@ const CACHED_NODE_BYTES_MAX: number = 256 * 1024
 const CONCURRENCY = 32
 
 const DAG_PB = 0x70
-const RANK: Readonly<Record<Priority, number>> = { foreground: 0, prefetch: 1, background: 2 }
 
 export type BlockSourcesCollaborators = {
   readonly log: Log
@@ -42,7 +46,7 @@ type Shared = {
 
 /** Blocks from wherever they are: memory, then gateways, then bitswap peers, the quickest that has it. */
 export class BlockSources implements BlockSource {
-  readonly #providers: readonly BlockProvider[]
+  readonly #orderFor: (cid: CID) => BlockOrder
   readonly #log: Log
   readonly #onBytes: NonNullable<BlockSourcesCollaborators['onBytes']>
   readonly #onVerificationFailure: BlockSourcesCollaborators['onVerificationFailure']
@@ -50,11 +54,15 @@ export class BlockSources implements BlockSource {
   readonly #slots = new PrioritySlots(CONCURRENCY)
   readonly #cache = new BlockCache(CACHE_BYTES_MAX)
 
+  /** `providers` are ordered by how they do, or for each block by whoever gives them. */
   constructor(
-    providers: readonly BlockProvider[],
+    providers: readonly BlockProvider[] | ((cid: CID) => BlockOrder),
     { log, onBytes, onVerificationFailure }: BlockSourcesCollaborators,
   ) {
-    this.#providers = providers
+    this.#orderFor =
+      typeof providers === 'function'
+        ? providers
+        : () => ({ first: quickestFirst(providers), spare: [] })
     this.#log = log
     this.#onBytes = onBytes ?? (() => undefined)
     this.#onVerificationFailure = onVerificationFailure
@@ -116,7 +124,7 @@ export class BlockSources implements BlockSource {
       }
       try {
         const request = { priority: slot.priority, signal: stop.signal }
-        race = new BlockRace(cid, this.#order(), request, {
+        race = new BlockRace(cid, this.#orderFor(cid), request, {
           won: (provider, bytes) => this.#onBytes(provider.kind, bytes),
           wrongBytes: (provider, error) => this.#wrongBytes(provider, cid, error),
         })
@@ -143,15 +151,6 @@ export class BlockSources implements BlockSource {
     if (this.#shared.get(shared.key) === shared) this.#shared.delete(shared.key)
   }
 
-  /** Those in good standing first, gateways before peers, then the quickest; one never asked counts as quick. */
-  #order(): BlockProvider[] {
-    const rank = ({ kind, health }: BlockProvider): number =>
-      health.standing * 2 + (kind === 'gateway' ? 0 : 1)
-    return this.#providers.toSorted(
-      (a, b) => rank(a) - rank(b) || (a.health.latencyMs ?? 0) - (b.health.latencyMs ?? 0),
-    )
-  }
-
   #wrongBytes(provider: BlockProvider, cid: CID, error: BlockError): void {
     this.#log.warn(
       { provider: provider.name, cid: cid.toString(), reason: error.message },
@@ -159,6 +158,15 @@ export class BlockSources implements BlockSource {
     )
     this.#onVerificationFailure?.(provider.name, cid)
   }
+}
+
+/** Those in good standing first, gateways before peers, then the quickest; one never asked counts as quick. */
+function quickestFirst(providers: readonly BlockProvider[]): BlockProvider[] {
+  const rank = ({ kind, health }: BlockProvider): number =>
+    health.standing * 2 + (kind === 'gateway' ? 0 : 1)
+  return providers.toSorted(
+    (a, b) => rank(a) - rank(b) || (a.health.latencyMs ?? 0) - (b.health.latencyMs ?? 0),
+  )
 }
 
 /** Not `slice`, which for a Buffer is another view of the same bytes. */

@@ -1,14 +1,16 @@
 import type { IncomingHttpHeaders } from 'node:http'
 import type { CID } from 'multiformats/cid'
-import { type Dispatcher, Pool } from 'undici'
+import { type buildConnector, type Dispatcher, Pool } from 'undici'
 import { BlockError, CodedError } from '../../snapshotter/errors.ts'
 import { verifyBlock } from '../../snapshotter/oci/verify-block.ts'
 import {
   abortedGet,
   BLOCK_BYTES_MAX,
+  type BlockErrand,
   type BlockProvider,
   ProviderHealth,
 } from './block-provider.ts'
+import { priorityHeader } from './http-priority.ts'
 
 /** Connections to one gateway, a block each. 8: throughput on loopback no longer grew beyond it (research: 8 in parallel). */
 const CONNECTIONS_MAX = 8
@@ -25,6 +27,9 @@ const BLOCK_MS = 30_000
 /** What a test may shorten, in ms. */
 export type GatewayTimes = { readonly stallMs: number; readonly blockMs: number }
 
+/** `isSending` is called as bytes come. */
+export type GatewayErrand = BlockErrand & { readonly isSending?: () => void }
+
 /**
  * A trustless HTTP gateway (specs.ipfs.tech, trustless-gateway): raw blocks by CID over kept connections, each verified before anybody sees it.
  */
@@ -37,7 +42,11 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
   readonly #times: GatewayTimes
 
   /** `url` as in the config: scheme, host, port, and a path if the gateway is below one. Throws CodedError INVALID_ARGUMENT. */
-  constructor(url: string, times: GatewayTimes = { stallMs: STALL_MS, blockMs: BLOCK_MS }) {
+  constructor(
+    url: string,
+    times: GatewayTimes = { stallMs: STALL_MS, blockMs: BLOCK_MS },
+    connect: buildConnector.BuildOptions = { timeout: CONNECT_MS },
+  ) {
     const { protocol, origin, pathname } = parseUrl(url)
     if (protocol !== 'http:' && protocol !== 'https:') {
       throw new CodedError('INVALID_ARGUMENT', `gateway ${url} must be http:// or https://`, {
@@ -50,20 +59,24 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
     this.#pool = new Pool(origin, {
       connections: CONNECTIONS_MAX,
       pipelining: 1,
-      connect: { timeout: CONNECT_MS },
+      connect,
       // BlockResponse has its own, finer clock.
       headersTimeout: 0,
       bodyTimeout: 0,
     })
   }
 
-  async get(cid: CID, signal: AbortSignal): Promise<Uint8Array> {
+  async get(cid: CID, signal: AbortSignal, errand?: GatewayErrand): Promise<Uint8Array> {
     if (signal.aborted) throw abortedGet(cid, signal)
     const startedMs = performance.now()
     const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>()
-    const response = new BlockResponse(this.name, cid, this.#times, signal, { resolve, reject })
+    const waiter = { resolve, reject, errand }
+    const response = new BlockResponse(this.name, cid, this.#times, signal, waiter)
     const path = `${this.#path}/ipfs/${cid.toV1().toString()}?format=raw`
-    const headers = { accept: 'application/vnd.ipld.raw' }
+    const headers = {
+      accept: 'application/vnd.ipld.raw',
+      ...(errand && priorityHeader(errand.priority)),
+    }
     this.#pool.dispatch({ method: 'GET', path, headers }, response)
     try {
       const bytes = await promise
@@ -89,12 +102,18 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
   }
 }
 
+type Waiter = {
+  readonly resolve: (bytes: Uint8Array) => void
+  readonly reject: (error: BlockError) => void
+  readonly errand: GatewayErrand | undefined
+}
+
 /** Collects one answer into one buffer. Settles once, whatever comes after. */
 class BlockResponse implements Dispatcher.DispatchHandler {
   readonly #name: string
   readonly #cid: CID
   readonly #signal: AbortSignal
-  readonly #settle: { resolve: (bytes: Uint8Array) => void; reject: (error: BlockError) => void }
+  readonly #waiter: Waiter
   readonly #times: GatewayTimes
   #stallTimer: NodeJS.Timeout | undefined
   #blockTimer: NodeJS.Timeout | undefined
@@ -107,18 +126,12 @@ class BlockResponse implements Dispatcher.DispatchHandler {
   #declared: number | undefined
   retryAfterMs = 0
 
-  constructor(
-    name: string,
-    cid: CID,
-    times: GatewayTimes,
-    signal: AbortSignal,
-    settle: { resolve: (bytes: Uint8Array) => void; reject: (error: BlockError) => void },
-  ) {
+  constructor(name: string, cid: CID, times: GatewayTimes, signal: AbortSignal, waiter: Waiter) {
     this.#name = name
     this.#cid = cid
     this.#times = times
     this.#signal = signal
-    this.#settle = settle
+    this.#waiter = waiter
     this.#onAbort = () => this.#fail(abortedGet(cid, signal))
     signal.addEventListener('abort', this.#onAbort, { once: true })
   }
@@ -143,6 +156,11 @@ class BlockResponse implements Dispatcher.DispatchHandler {
     headers: IncomingHttpHeaders,
   ): void {
     this.#stallTimer?.refresh()
+    if (status < 200) {
+      // It is at it; the answer itself comes later.
+      if (!this.#settled) this.#waiter.errand?.isWorking()
+      return
+    }
     if (status !== 200) {
       this.#fail(this.#refusal(status, headers))
       return
@@ -158,6 +176,7 @@ class BlockResponse implements Dispatcher.DispatchHandler {
   onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer): void {
     if (this.#settled) return
     this.#stallTimer?.refresh()
+    this.#waiter.errand?.isSending?.()
     const end = this.#received + chunk.length
     if (end > BLOCK_BYTES_MAX) {
       this.#fail(this.#tooLarge(end))
@@ -181,7 +200,7 @@ class BlockResponse implements Dispatcher.DispatchHandler {
       return
     }
     this.#end()
-    this.#settle.resolve(this.#buffer.subarray(0, this.#received))
+    this.#waiter.resolve(this.#buffer.subarray(0, this.#received))
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
@@ -193,7 +212,7 @@ class BlockResponse implements Dispatcher.DispatchHandler {
     if (this.#settled) return
     this.#end()
     this.#controller?.abort(error)
-    this.#settle.reject(error)
+    this.#waiter.reject(error)
   }
 
   #end(): void {

@@ -11,13 +11,29 @@ test('a provider that fails rests longer each time, up to a minute, and one succ
     now += 1
     expect(health.standing).toBe(0)
   }
-  for (let failure = 0; failure < 40; failure++) health.failed()
+  for (let failure = 0; failure < 40; failure++) {
+    now += 60_000
+    health.failed()
+  }
   now += 59_999
   expect(health.standing).toBe(1)
   health.succeeded(10)
   expect(health.standing).toBe(0)
   health.failed()
   now += 500
+  expect(health.standing).toBe(0)
+})
+
+test('of many blocks that fail together, each does not make it rest longer', () => {
+  let now = 0
+  const health = new ProviderHealth(() => now)
+  for (let block = 0; block < 8; block++) health.failed()
+  now = 500
+  expect(health.standing).toBe(0)
+  for (let block = 0; block < 8; block++) health.failed()
+  now = 1_499
+  expect(health.standing).toBe(1)
+  now = 1_500
   expect(health.standing).toBe(0)
 })
 

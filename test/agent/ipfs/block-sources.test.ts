@@ -1,7 +1,11 @@
 import { CID } from 'multiformats/cid'
 import { create } from 'multiformats/hashes/digest'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
-import { type BlockProvider, ProviderHealth } from '../../../agent/ipfs/block-provider.ts'
+import {
+  type BlockErrand,
+  type BlockProvider,
+  ProviderHealth,
+} from '../../../agent/ipfs/block-provider.ts'
 import { BlockSources } from '../../../agent/ipfs/block-sources.ts'
 import type { Priority } from '../../../snapshotter/block-source.ts'
 import { BlockError, type ErrorCode } from '../../../snapshotter/errors.ts'
@@ -19,12 +23,13 @@ const block = (text: string): Buffer => Buffer.from(text)
 /** A provider that answers when the test says so. */
 class ScriptedProvider implements BlockProvider {
   readonly name: string
-  readonly kind: 'gateway' | 'bitswap'
+  readonly kind: BlockProvider['kind']
   readonly health = new ProviderHealth()
   readonly asked: {
     cid: string
     answer: (result: Uint8Array | ErrorCode) => void
     signal: AbortSignal
+    errand: BlockErrand | undefined
   }[] = []
   /** Answers at once if set. */
   reply: Uint8Array | ErrorCode | undefined
@@ -32,20 +37,20 @@ class ScriptedProvider implements BlockProvider {
   constructor(
     name: string,
     reply?: Uint8Array | ErrorCode,
-    kind: 'gateway' | 'bitswap' = 'gateway',
+    kind: BlockProvider['kind'] = 'gateway',
   ) {
     this.name = name
     this.kind = kind
     this.reply = reply
   }
 
-  get(cid: CID, signal: AbortSignal): Promise<Uint8Array> {
+  get(cid: CID, signal: AbortSignal, errand?: BlockErrand): Promise<Uint8Array> {
     const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>()
     const answer = (result: Uint8Array | ErrorCode): void => {
       if (typeof result !== 'string') resolve(result)
       else reject(new BlockError(result, `${this.name} says ${result}`))
     }
-    this.asked.push({ cid: cid.toString(), answer, signal })
+    this.asked.push({ cid: cid.toString(), answer, signal, errand })
     signal.addEventListener('abort', () => reject(new BlockError('CANCELLED', 'stopped')))
     if (this.reply !== undefined) answer(this.reply)
     return promise
@@ -195,6 +200,95 @@ test('a background fetch that a page fault joins is hedged from then on', async 
   quick.asked[0]?.answer(block('x'))
   const got = await Promise.all([background, fault])
   expect(got.map((bytes) => Buffer.from(bytes).toString())).toEqual(['x', 'x'])
+})
+
+test('spare ones are asked when all others have failed, and not for speed', async () => {
+  const [slow, spare] = [new ScriptedProvider('slow'), new ScriptedProvider('spare', block('x'))]
+  const sources = new BlockSources(() => ({ first: [slow], spare: [spare] }), { log })
+  const got = sources.get(cid, foreground)
+  await vi.advanceTimersByTimeAsync(10_000)
+  expect(spare.asked).toHaveLength(0)
+  slow.asked[0]?.answer('NOT_FOUND')
+  expect(Buffer.from(await got)).toEqual(block('x'))
+})
+
+test('one that says it works on the block is not overtaken before it has said nothing for a second, nor spared for longer than ten', async () => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] })
+  const works = (of: ScriptedProvider): void => of.asked[0]?.errand?.isWorking()
+  const [first, next] = [
+    new ScriptedProvider('first', undefined, 'cluster'),
+    new ScriptedProvider('next'),
+  ]
+  const [busy, other] = [
+    new ScriptedProvider('busy', undefined, 'cluster'),
+    new ScriptedProvider('other'),
+  ]
+  const paused = new BlockSources(() => ({ first: [first, next], spare: [] }), { log })
+  const long = new BlockSources(() => ({ first: [busy, other], spare: [] }), { log })
+  const gets = [paused, long].map((sources) => sources.get(cid, foreground))
+  for (let sign = 0; sign < 20; sign++) {
+    await vi.advanceTimersByTimeAsync(250)
+    works(first)
+    works(busy)
+  }
+  await vi.advanceTimersByTimeAsync(999)
+  works(busy)
+  expect(next.asked).toHaveLength(0)
+  await vi.advanceTimersByTimeAsync(1)
+  expect(next.asked).toHaveLength(1)
+  for (let ms = 6_000; ms < 11_000; ms += 250) {
+    expect(other.asked).toHaveLength(0)
+    works(busy)
+    await vi.advanceTimersByTimeAsync(250)
+  }
+  await vi.advanceTimersByTimeAsync(500)
+  expect(other.asked).toHaveLength(1)
+  next.asked[0]?.answer(block('x'))
+  other.asked[0]?.answer(block('x'))
+  await Promise.all(gets)
+})
+
+test('one whose own shortest hedge is longer is given it', async () => {
+  class Patient extends ScriptedProvider {
+    readonly hedgeMinMs = 250
+  }
+  const [first, next] = [new Patient('first'), new ScriptedProvider('next', block('x'))]
+  first.health.succeeded(1)
+  const sources = new BlockSources(() => ({ first: [first, next], spare: [] }), { log })
+  const got = sources.get(cid, foreground)
+  await vi.advanceTimersByTimeAsync(249)
+  expect(next.asked).toHaveLength(0)
+  await vi.advanceTimersByTimeAsync(1)
+  await got
+})
+
+test('a provider is told for whom a block is, and when somebody in the foreground comes', async () => {
+  const provider = new ScriptedProvider('p')
+  const sources = new BlockSources([provider], { log })
+  const gets = [sources.get(cid, { priority: 'prefetch', signal })]
+  await turn()
+  const errand = provider.asked[0]?.errand
+  expect([errand?.priority, errand?.escalated.aborted]).toEqual(['prefetch', false])
+  gets.push(sources.get(cid, foreground))
+  await turn()
+  expect(errand?.escalated.aborted).toBe(true)
+  provider.asked[0]?.answer(block('x'))
+  await Promise.all(gets)
+})
+
+test('an agent that could not get what others could is left alone for a while, one that nobody could have helped is not', async () => {
+  const agents = ['could not', 'nobody'].map(
+    (name) => new ScriptedProvider(name, 'NOT_FOUND', 'cluster'),
+  ) as [ScriptedProvider, ScriptedProvider]
+  const origins = [block('x'), 'NOT_FOUND' as const].map(
+    (reply) => new ScriptedProvider('origin', reply, 'origin'),
+  )
+  for (const [at, agent] of agents.entries()) {
+    const origin = origins[at] as ScriptedProvider
+    const sources = new BlockSources(() => ({ first: [agent, origin], spare: [] }), { log })
+    await sources.get(cid, foreground).catch(() => undefined)
+  }
+  expect(agents.map(({ health }) => health.standing)).toEqual([1, 0])
 })
 
 // Goal: a page fault overtakes all that wait in the background. Method: fill every slot, queue, and free one.

@@ -53,6 +53,31 @@ test('an answer without a length is read to its end, and an empty block is a blo
   expect(await gateway.get(cidOf(new Uint8Array()), never)).toHaveLength(0)
 })
 
+test('a gateway is told for whom a block is, and heard when it says that it works on it', async () => {
+  const [one] = randomBlocks(1, 100_000)
+  if (one === undefined) throw new Error('one block')
+  const urgencies: unknown[] = []
+  await using peer = await BlockPeer.serve(new Map(), ({ headers }, response) => {
+    urgencies.push(headers['priority'])
+    response.writeProcessing()
+    response.writeProcessing()
+    response.end(one.block)
+  })
+  await using gateway = new GatewayClient(peer.url)
+  const heard: string[] = []
+  const got = await gateway.get(one.cid, never, {
+    priority: 'prefetch',
+    escalated: never,
+    isWorking: () => heard.push('works'),
+    isSending: () => heard.push('sends'),
+  })
+  expect(Buffer.compare(got, one.block)).toBe(0)
+  expect(urgencies).toEqual(['u=4'])
+  expect(heard.slice(0, 3)).toEqual(['works', 'works', 'sends'])
+  await gateway.get(one.cid, never)
+  expect(urgencies[1]).toBeUndefined()
+})
+
 test('a gateway below a path is asked there, with or without its /ipfs', async () => {
   for (const url of ['', '/', '/below', '/below/ipfs/']) {
     const [one] = randomBlocks(1, 10)
