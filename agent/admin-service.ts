@@ -75,6 +75,7 @@ export function adminService(
         storeLimitBytes: storeBytesMax,
         prefetchedBytes: prefetched.fetchedBytes,
         prefetchedUsedBytes: prefetched.usedBytes,
+        sentToClusterBytes: metrics.peerServedBytes,
       }
     },
 

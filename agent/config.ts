@@ -12,6 +12,7 @@ export class ConfigError extends CodedError {}
 /** `host:port` of a TCP listener. Port 0 lets the kernel choose. */
 export type ListenAddress = { readonly host: string; readonly port: number }
 
+const KiB = 1024
 const MiB = 1024 ** 2
 const GiB = 1024 ** 3
 
@@ -131,6 +132,18 @@ export type Config = {
     readonly listen?: ListenAddress | undefined
     /** The others, like https://10.0.0.7:5082. */
     readonly peers: readonly string[]
+    /** What the others call this node, like https://10.0.0.7:5082; by default the entry of `peers` that is its own, or `listen`. */
+    readonly address?: string | undefined
+    /** Blocks, which each node fetches for all and the others get from it. */
+    readonly blocks: {
+      readonly share: boolean
+      /** Blocks kept on disk for others before the oldest are dropped. */
+      readonly cacheBytesMax: number
+      /** What this node sends to others, all together. */
+      readonly uploadBytesPerSecond: number
+      /** Requests of others that are worked on at once. */
+      readonly answersMax: number
+    }
     /** Files in PEM by which they know each other; the authority is the cluster's own. */
     readonly tls?:
       | { readonly certFile: string; readonly keyFile: string; readonly caFile: string }
@@ -359,6 +372,26 @@ const configSchema = z.strictObject({
         .array(z.url({ protocol: /^https$/ }))
         .max(256)
         .default([]),
+      address: z.url({ protocol: /^https$/ }).optional(),
+      blocks: z
+        .strictObject({
+          share: z.boolean().default(true),
+          // 512 MiB: some two images of 250 MB, of which each node of n has to keep an nth.
+          cacheBytesMax: z
+            .number()
+            .int()
+            .min(0)
+            .default(512 * MiB),
+          // 256 MiB: two gigabits, about what one core of TLS comes to.
+          uploadBytesPerSecond: z
+            .number()
+            .int()
+            .min(64 * KiB)
+            .default(256 * MiB),
+          // 256: a block of all 32 that a node wants at once from each of its peers.
+          answersMax: z.number().int().min(1).max(4096).default(256),
+        })
+        .prefault({}),
       tls: z
         .strictObject({ certFile: absolutePath, keyFile: absolutePath, caFile: absolutePath })
         .optional(),

@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { mkdir } from 'node:fs/promises'
+import type { FastifyPluginAsync } from 'fastify'
 import { contentService } from '../snapshotter/content-service.ts'
 import { ContentStore } from '../snapshotter/content-store.ts'
 import { KEY_PROVIDER_MESSAGE_BYTES_MAX } from '../snapshotter/encryption/key-provider-protocol.ts'
@@ -9,9 +10,11 @@ import { Snapshotter } from '../snapshotter/snapshotter.ts'
 import { TrustPolicies } from '../snapshotter/trust.ts'
 import { adminService } from './admin-service.ts'
 import { AuthorizeServer } from './authorize-server.ts'
+import { ClusterBlocks } from './cluster/cluster-blocks.ts'
 import { ClusterClient } from './cluster/cluster-client.ts'
 import { clusterService } from './cluster/cluster-service.ts'
 import { readClusterTls } from './cluster/cluster-tls.ts'
+import { clusterNames } from './cluster/own-address.ts'
 import type { Config } from './config.ts'
 import { ContainerdImages } from './containerd-images.ts'
 import { killContainer } from './containerd-tasks.ts'
@@ -60,21 +63,47 @@ export async function runDataWorker(
     const gateways = config.ipfs.gateways.map((url) => opened.use(new GatewayClient(url)))
     const node = await heliaNode(config, log.child({ part: 'libp2p' }))
     if (node !== undefined) opened.use(node)
-    const blocks = new BlockSources([...gateways, ...(node?.providers ?? [])], {
+    const onBytes = (source: string, bytes: number): void => {
+      if (source !== 'memory') metrics.fetched(source, bytes)
+    }
+    const onVerificationFailure = (): void => metrics.verificationFailed('block')
+    const origin = new BlockSources([...gateways, ...(node?.providers ?? [])], {
       log: log.child({ part: 'ipfs' }),
-      onBytes: (source, bytes) => {
-        if (source !== 'memory') metrics.fetched(source, bytes)
-      },
-      onVerificationFailure: () => metrics.verificationFailed('block'),
+      onBytes,
+      onVerificationFailure,
     })
     const registries = opened.use(await openRegistries(config.registries, { log, metrics }))
     const tls = config.cluster.tls && (await readClusterTls(config.cluster.tls))
+    const names = clusterNames(config.cluster)
     const peers =
-      tls && config.cluster.peers.length > 0
+      tls && names.others.length > 0
+        ? opened.use(new ClusterClient(names.others, { tls, log: log.child({ part: 'cluster' }) }))
+        : undefined
+    const shared =
+      tls && config.cluster.blocks.share
         ? opened.use(
-            new ClusterClient(config.cluster.peers, { tls, log: log.child({ part: 'cluster' }) }),
+            await ClusterBlocks.open(
+              names,
+              { root: config.root, blocks: config.cluster.blocks },
+              {
+                origin,
+                tls,
+                log: log.child({ part: 'cluster' }),
+                stop,
+                onBytes,
+                onServed: (bytes) => metrics.peerServed(bytes),
+                onRefused: (why) => metrics.peerRefused(why),
+                onVerificationFailure,
+              },
+            ),
           )
         : undefined
+    if (config.cluster.listen !== undefined && names.self === undefined) {
+      log.warn(
+        {},
+        'this node does not know what the others call it, so it is a home to none of its own blocks, and they are fetched twice: set cluster.address',
+      )
+    }
     const trust = new TrustPolicies(await readPolicies(config.trust), {
       onRefused: (policy) => metrics.imageRefused(policy),
     })
@@ -97,7 +126,7 @@ export async function runDataWorker(
           indexRoots: config.registries.indexes,
         },
         {
-          blocks,
+          blocks: shared?.blocks ?? origin,
           keys,
           ...(config.registries.lazy && { registries: registries.images }),
           log: log.child({ part: 'snapshotter' }),
@@ -125,6 +154,7 @@ export async function runDataWorker(
       lazyMounts: () => snapshotter.mounts().length,
       storeBytes: () => snapshotter.storeBytes(),
       storeBytesMax: config.store.bytesMax,
+      keptForClusterBytes: () => shared?.keptBytes ?? 0,
     })
     const grpc = {
       log: log.child({ part: 'grpc' }),
@@ -203,15 +233,19 @@ export async function runDataWorker(
       opened.use(await GrpcServer.listen(imageService, [proxy.service], grpc))
     }
     if (config.cluster.listen !== undefined && tls !== undefined) {
-      const service = clusterService({
+      const known = clusterService({
         sideIndex: (blobCid) => snapshotter.sideIndex(blobCid),
         prefetchList: (layerChainId) => snapshotter.learnedList(layerChainId),
         onAnswer: (what, found) => metrics.peerAnswered(what, found),
       })
-      const known = { requestCert: true, rejectUnauthorized: true }
+      const service: FastifyPluginAsync = async (app) => {
+        await app.register(known)
+        if (shared !== undefined) await app.register(shared.service)
+      }
       const { cert, key, ca } = tls
       const secure = {
-        ...known,
+        requestCert: true,
+        rejectUnauthorized: true,
         cert: Buffer.from(cert),
         key: Buffer.from(key),
         ca: Buffer.from(ca),

@@ -23,6 +23,8 @@ export type Gauges = {
   queueDepths(): Readonly<Record<Priority, number>>
   lazyMounts(): number
   storeBytes(): Promise<number>
+  /** Blocks on the disk for other nodes of the cluster. */
+  keptForClusterBytes(): number
   /** As configured. */
   readonly storeBytesMax: number
 }
@@ -41,10 +43,13 @@ export class Metrics {
   readonly #verificationFailures: Counter<'what'>
   readonly #imagesRefused: Counter<'policy'>
   readonly #peerAnswers: Counter<'what' | 'found'>
+  readonly #peerServedBytes: Counter
+  readonly #peersRefused: Counter<'why'>
   readonly #callSeconds: Histogram<'method' | 'code'>
   readonly #fetchedBySource = new Map<string, number>()
   readonly #recentWaitsMs: number[] = []
   #verificationFailureCount = 0
+  #peerServedByteCount = 0
 
   constructor() {
     const registers = [this.registry]
@@ -98,6 +103,17 @@ export class Metrics {
       name: 'ipdr_cluster_answers_total',
       help: 'Questions of other nodes that were answered, and whether what they asked for was found.',
       labelNames: ['what', 'found'],
+      registers,
+    })
+    this.#peerServedBytes = new Counter({
+      name: 'ipdr_cluster_served_bytes_total',
+      help: 'Bytes of blocks that were sent to other nodes of the cluster.',
+      registers,
+    })
+    this.#peersRefused = new Counter({
+      name: 'ipdr_cluster_refused_total',
+      help: 'Blocks that other nodes were refused, because there were too many answers or bytes before them.',
+      labelNames: ['why'],
       registers,
     })
     this.#imagesRefused = new Counter({
@@ -166,6 +182,15 @@ export class Metrics {
     this.#peerAnswers.inc({ what, found: String(found) })
   }
 
+  peerServed(bytes: number): void {
+    this.#peerServedBytes.inc(bytes)
+    this.#peerServedByteCount += bytes
+  }
+
+  peerRefused(why: 'answers' | 'upload'): void {
+    this.#peersRefused.inc({ why })
+  }
+
   imageRefused(policy: string): void {
     this.#imagesRefused.inc({ policy })
   }
@@ -175,7 +200,12 @@ export class Metrics {
     return [...this.#fetchedBySource.values()].reduce((sum, bytes) => sum + bytes, 0)
   }
 
-  /** The same by kind of source. */
+  /** Bytes of blocks that other nodes got from this one, since this worker started. */
+  get peerServedBytes(): number {
+    return this.#peerServedByteCount
+  }
+
+  /** What was fetched, by kind of source. */
   get fetchedBySource(): ReadonlyMap<string, number> {
     return this.#fetchedBySource
   }
@@ -252,6 +282,12 @@ export class Metrics {
     )
     gauge('ipdr_lazy_mounts', 'EROFS mounts of lazy layers.', [], (set) =>
       set.set(gauges.lazyMounts()),
+    )
+    gauge(
+      'ipdr_cluster_kept_bytes',
+      'Disk that blocks take which are kept for other nodes of the cluster.',
+      [],
+      (set) => set.set(gauges.keptForClusterBytes()),
     )
     gauge('ipdr_store_bytes', 'Disk that layer bytes take on this node.', [], async (set) =>
       set.set(await gauges.storeBytes()),

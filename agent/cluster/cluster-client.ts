@@ -1,7 +1,7 @@
 import { Agent } from 'undici'
 import type { ClusterPeers, SharedFind } from '../../snapshotter/cluster-peers.ts'
 import type { Log } from '../../snapshotter/log.ts'
-import type { ClusterTls } from './cluster-tls.ts'
+import { type ClusterTls, connectOptions } from './cluster-tls.ts'
 
 /** How long all peers have to say whether they know, in ms. 500: a hand-shake and a round trip on a network of 100 ms. */
 const ANSWER_MS = 500
@@ -36,14 +36,7 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
     this.#answerMs = answerMs
     this.#restMs = restMs
     this.#http = new Agent({
-      connect: {
-        cert: Buffer.from(tls.cert),
-        key: Buffer.from(tls.key),
-        ca: Buffer.from(tls.ca),
-        timeout: answerMs,
-        // Whoever the cluster's own authority signed is a peer; nodes come and go, and are named by their addresses.
-        checkServerIdentity: () => undefined,
-      },
+      connect: connectOptions(tls, answerMs),
       headersTimeout: 0,
       bodyTimeout: BODY_MS,
     })

@@ -1,4 +1,5 @@
 import { readFile } from 'node:fs/promises'
+import type { buildConnector } from 'undici'
 import { KEY_FILE_BYTES_MAX } from '../../snapshotter/encryption/key-file.ts'
 import { type Config, ConfigError } from '../config.ts'
 import { readSecretFile } from '../keys/read-secret-file.ts'
@@ -29,4 +30,19 @@ export async function readClusterTls(
     read('caFile', files.caFile),
   ])
   return { cert, key, ca }
+}
+
+/** How to connect to another node, as one that it knows, within so many ms. */
+export function connectOptions(
+  { cert, key, ca }: ClusterTls,
+  timeout: number,
+): buildConnector.BuildOptions {
+  return {
+    cert: Buffer.from(cert),
+    key: Buffer.from(key),
+    ca: Buffer.from(ca),
+    timeout,
+    // Whoever the cluster's own authority signed is a peer; nodes come and go, and are named by their addresses.
+    checkServerIdentity: () => undefined,
+  }
 }

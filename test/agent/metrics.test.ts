@@ -75,5 +75,6 @@ function gauges(): Parameters<Metrics['observe']>[0] {
     lazyMounts: () => 0,
     storeBytes: async () => 0,
     storeBytesMax: 4_096,
+    keptForClusterBytes: () => 0,
   }
 }

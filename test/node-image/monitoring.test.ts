@@ -44,6 +44,7 @@ beforeAll(async () => {
     lazyMounts: () => 0,
     storeBytes: async () => 0,
     storeBytesMax: 0,
+    keptForClusterBytes: () => 0,
   })
   const found = await metrics.registry.getMetricsAsJSON()
   published = new Set(

@@ -98,6 +98,7 @@ function document(status: StatusResponse__Output): object {
       status.bytesBySource.map(({ source, bytes }) => [source, Number(bytes)]),
     ),
     servedFromCacheBytes: Number(status.servedFromCacheBytes),
+    sentToClusterBytes: Number(status.sentToClusterBytes),
     prefetched: {
       bytes: Number(status.prefetchedBytes),
       usedBytes: Number(status.prefetchedUsedBytes),
@@ -146,6 +147,7 @@ function describe(status: StatusResponse__Output, withMounts: boolean, output: O
         ),
       ],
       ['From cache', formatBytes(Number(status.servedFromCacheBytes))],
+      ['Sent', `${formatBytes(Number(status.sentToClusterBytes))} to other nodes of the cluster`],
       ['Prefetched', describePrefetched(status)],
       [
         'Queued',

@@ -47,6 +47,7 @@ const STATUS = {
   missP50Ms: 12.4,
   missP99Ms: 310,
   bytesBySource: [{ source: 'gateway', bytes: 300 * MIB }],
+  sentToClusterBytes: 70 * MIB,
   servedFromCacheBytes: 5 * MIB,
   queueDepths: [
     { priority: 'foreground', waiting: 0 },
@@ -70,6 +71,7 @@ describe('status', () => {
     expect(stdout).toContain('2 mounts: 1 lazy, 1 merged')
     expect(stdout).toContain('1,234; they waited 12 ms (p50), 310 ms (p99)')
     expect(stdout).toContain('300 MiB by gateway')
+    expect(stdout).toContain('70.0 MiB to other nodes of the cluster')
     expect(stdout).toContain('10.0 MiB of 1.0 GiB')
     expect(stdout).toContain('40.0 MiB, 30.0 MiB of them read since')
     expect(stdout).toContain('2 failed verification')
@@ -87,6 +89,7 @@ describe('status', () => {
       startedAt: '2025-06-15T15:06:40.500Z',
       misses: { total: 1234, p50Ms: 12.4, p99Ms: 310 },
       fetchedBytes: { gateway: 300 * MIB },
+      sentToClusterBytes: 70 * MIB,
       queued: { foreground: 0, background: 12 },
       mounts: [{ kind: 'lazy' }, { kind: 'merged', layers: 30 }],
       storeLimitBytes: 1024 * MIB,

@@ -27,6 +27,7 @@ export interface StatusResponse {
   'prefetchedBytes'?: (number | string | Long);
   'prefetchedUsedBytes'?: (number | string | Long);
   'supervisorPid'?: (number);
+  'sentToClusterBytes'?: (number | string | Long);
 }
 
 export interface StatusResponse__Output {
@@ -50,4 +51,5 @@ export interface StatusResponse__Output {
   'prefetchedBytes': (string);
   'prefetchedUsedBytes': (string);
   'supervisorPid': (number);
+  'sentToClusterBytes': (string);
 }

@@ -1,0 +1,106 @@
+import type { CID } from 'multiformats/cid'
+import { Pool } from 'undici'
+import { BlockError } from '../../snapshotter/errors.ts'
+import type { BlockErrand, BlockProvider, ProviderHealth } from '../ipfs/block-provider.ts'
+import { GatewayClient } from '../ipfs/gateway-client.ts'
+import { type ClusterTls, connectOptions } from './cluster-tls.ts'
+
+/** TCP's and TLS' hand-shakes, in ms. 5 s: three lost packets, or a node that a hundred others connect to; the next one is asked meanwhile. */
+const CONNECT_MS = 5_000
+
+/** Between two signs of life, and for a whole block, in ms: as for gateways. */
+const TIMES = { stallMs: 10_000, blockMs: 30_000 }
+
+/**
+ * An agent says at once that it works on a block; one that says nothing for so long, in ms, while somebody waits is overtaken. 250: a
+ * pause of a busy node is no reason yet to fetch the block from the origin twice.
+ */
+const SILENCE_MS = 250
+
+/** Another agent of the cluster as a place that blocks come from: it has them, or fetches them for all of us. */
+export class ClusterPeer implements BlockProvider, AsyncDisposable {
+  readonly kind = 'cluster'
+  readonly name: string
+  readonly hedgeMinMs: number = SILENCE_MS
+  readonly #client: GatewayClient
+  /** Not behind the blocks that are waited for. */
+  readonly #urgent: Pool
+  readonly #keep: (cid: CID, block: Uint8Array) => void
+  /** Told of every sign of life: some of them wait for a connection that others still use. */
+  readonly #waiting = new Set<BlockErrand>()
+  #heardMs = 0
+
+  /** `keep` is shown every block that came from it, and may not hold on to the bytes. */
+  constructor(
+    url: string,
+    { tls, keep }: { readonly tls: ClusterTls; keep: (cid: CID, block: Uint8Array) => void },
+  ) {
+    this.name = `peer ${url}`
+    const connect = connectOptions(tls, CONNECT_MS)
+    this.#client = new GatewayClient(url, TIMES, connect)
+    this.#urgent = new Pool(new URL(url).origin, { connections: 1, connect })
+    this.#keep = keep
+  }
+
+  get health(): ProviderHealth {
+    return this.#client.health
+  }
+
+  async get(cid: CID, signal: AbortSignal, errand: BlockErrand = NOBODYS): Promise<Uint8Array> {
+    const startedMs = performance.now()
+    const heard = (): void => this.#heard()
+    const waiting = { ...errand, isWorking: () => errand.isWorking() }
+    this.#waiting.add(waiting)
+    const escalate = (): void => void this.#escalate(cid)
+    errand.escalated.addEventListener('abort', escalate, { once: true })
+    try {
+      const told = { ...errand, isWorking: heard, isSending: heard }
+      const block = await this.#client.get(cid, signal, told)
+      this.#keep(cid, block)
+      return block
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error
+      if (signal.aborted) this.#overtaken(startedMs)
+      const message = error.message.replace(/^gateway \S+/, this.name)
+      throw new BlockError(error.code, message, error.facts, error)
+    } finally {
+      this.#waiting.delete(waiting)
+      errand.escalated.removeEventListener('abort', escalate)
+    }
+  }
+
+  /** Breaks off what is still on its way. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#client[Symbol.asyncDispose]()
+    await this.#urgent.destroy()
+  }
+
+  /** It may have put the block behind others; if it cannot be told, it is as slow as it was. */
+  async #escalate(cid: CID): Promise<void> {
+    const path = `/v1/escalate/${cid.toV1().toString()}`
+    try {
+      const signal = AbortSignal.timeout(CONNECT_MS)
+      const { body } = await this.#urgent.request({ method: 'POST', path, signal })
+      await body.dump()
+    } catch {
+      // The block itself says how the peer does.
+    }
+  }
+
+  #heard(): void {
+    this.#heardMs = performance.now()
+    for (const { isWorking } of this.#waiting) isWorking()
+  }
+
+  /** Others were quicker, or nobody waits any more. If it has given no sign of life meanwhile, that is a failure. */
+  #overtaken(startedMs: number): void {
+    const silentMs = performance.now() - Math.max(startedMs, this.#heardMs)
+    if (silentMs >= SILENCE_MS) this.health.failed()
+  }
+}
+
+const NOBODYS: BlockErrand = {
+  priority: 'foreground',
+  escalated: new AbortController().signal,
+  isWorking: () => undefined,
+}
