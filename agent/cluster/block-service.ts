@@ -47,6 +47,10 @@ export function blockService(
   ): Promise<FastifyReply> => {
     const gone = new AbortController()
     reply.raw.once('close', () => gone.abort(new Error('nobody waits for it any more')))
+    const whenClosed = (then: () => void): void => {
+      if (gone.signal.aborted) then()
+      else reply.raw.once('close', then)
+    }
     const signal = AbortSignal.any([gone.signal, stop])
     const size = kept.sizeOf(cid)
     using working = sayWorking(reply, { now: size === undefined })
@@ -54,13 +58,13 @@ export function blockService(
       // One buffer for all who wait; what is on the disk is read when it is its turn.
       const fetched = size === undefined ? await kept.shared(cid, { priority, signal }) : undefined
       const turn = await upload.turn(size ?? fetched?.length ?? 0, priority, signal)
-      reply.raw.once('close', () => turn[Symbol.dispose]())
+      whenClosed(() => turn[Symbol.dispose]())
       const block = fetched ?? (await kept.shared(cid, { priority, signal }))
       working[Symbol.dispose]()
       const late = setTimeout(() => reply.raw.destroy(), SEND_MS)
-      reply.raw.once('close', () => clearTimeout(late))
+      whenClosed(() => clearTimeout(late))
       onServed?.(block.length)
-      return await sendBlock(reply, block)
+      return sendBlock(reply, block)
     } catch (error) {
       working[Symbol.dispose]()
       if (stop.aborted) return refuse(reply, 503, 'this node is stopping')
@@ -81,8 +85,9 @@ export function blockService(
       log.warn({ url, reason: message }, 'a block could not be served to another node')
       return refuse(reply, 500, message)
     })
-    app.get<{ Params: { cid: string } }>('/ipfs/:cid', async (request, reply) => {
-      const cid = cidOf(request.params.cid)
+    // Not a parameter, of which 100 characters are taken: the CID of a long digest has more.
+    app.get<{ Params: { '*': string } }>('/ipfs/*', async (request, reply) => {
+      const cid = cidOf(request.params['*'])
       if (cid === undefined) return refuse(reply, 400, 'that is no CID of content')
       if (!asksForRaw(request)) return refuse(reply, 406, 'only raw blocks are served here')
       const inline = inlineBlock(cid)
@@ -96,8 +101,8 @@ export function blockService(
       reply.raw.once('close', () => answers--)
       return answer(cid, priority, reply)
     })
-    app.post<{ Params: { cid: string } }>('/v1/escalate/:cid', async (request, reply) => {
-      const cid = cidOf(request.params.cid)
+    app.post<{ Params: { '*': string } }>('/v1/escalate/*', async (request, reply) => {
+      const cid = cidOf(request.params['*'])
       if (cid === undefined) return refuse(reply, 400, 'that is no CID of content')
       kept.escalate(cid)
       return reply.code(204).send()

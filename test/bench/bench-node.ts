@@ -78,11 +78,15 @@ export class BenchNode implements AsyncDisposable {
     this.#places = layerPlaces(agent.root, placesOf(agent).fuseDir)
   }
 
-  static async start(publisher: BenchPublisher): Promise<BenchNode> {
+  /** `config` is for the agent, beside where the publisher is. */
+  static async start(
+    { gatewayUrl }: Pick<BenchPublisher, 'gatewayUrl'>,
+    config: Parameters<typeof AgentProcess.start>[1] = {},
+  ): Promise<BenchNode> {
     await using opened = new AsyncDisposableStack()
     const scratch = opened.use(Scratch.open('bench'))
     const agent = opened.use(
-      await AgentProcess.start(scratch, { gateways: [publisher.gatewayUrl] }),
+      await AgentProcess.start(scratch, { gateways: [gatewayUrl], ...config }),
     )
     return new BenchNode(agent, scratch, opened.move())
   }

@@ -10,6 +10,7 @@ import { compact } from './compact.ts'
 import { contentProxy } from './content-proxy.ts'
 import { dedup } from './dedup.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
+import { fleet } from './fleet.ts'
 import { layerIndex } from './layer-index.ts'
 import { imageRead, reads } from './mechanism.ts'
 import { prefetchStart } from './prefetch-start.ts'
@@ -19,7 +20,7 @@ import { fetchWhole, inflate, push } from './throughput.ts'
 // `make bench`: every figure of the README beside it, measured now, each beside its limit.
 
 const USAGE = `usage: bench.ts [--only NAME]... [--rounds N] [--output text|json]
-  --only NAME  measure this figure, and what comes along with it
+  --only NAME  measure this figure, and what comes along with it; "fleet" stands for all that begin with it
   --rounds N   how often each arm of a comparison is measured; 5 unless given
   --output     text for people, or json`
 
@@ -36,7 +37,10 @@ const MEASUREMENTS: readonly Measurement[] = [
   fetchWhole,
   dedup,
   contentProxy,
+  fleet,
 ]
+
+const NAMES = MEASUREMENTS.flatMap(({ names }) => names)
 
 const EXIT = { ok: 0, failure: 1, usage: 64 } as const
 
@@ -52,11 +56,11 @@ async function main(): Promise<number> {
   }
   const { only, rounds, format } = options
   const chosen = MEASUREMENTS.filter(
-    ({ names }) => only.length === 0 || names.some((name) => only.includes(name)),
+    ({ names }) => only.length === 0 || names.some((name) => isChosen(name, only)),
   )
   const load = { before: loadavg() }
   const { figures, failures } = await measure(chosen, rounds)
-  const shown = figures.filter(({ name }) => only.length === 0 || only.includes(name))
+  const shown = figures.filter(({ name }) => only.length === 0 || isChosen(name, only))
   const output = new Output({ format, quiet: false, stream: process.stdout })
   const document = { rounds, load: { ...load, after: loadavg() }, figures: shown, failures }
   output.answer(document, () => describe(document, output))
@@ -77,10 +81,9 @@ function parseOptions(): Options {
       output: { type: 'string', default: 'text' },
     },
   })
-  const known = MEASUREMENTS.flatMap(({ names }) => names)
-  const unknown = values.only.find((name) => !known.includes(name))
+  const unknown = values.only.find((name) => !NAMES.some((figure) => isChosen(figure, [name])))
   if (unknown !== undefined) {
-    throw new Error(`there is no figure '${unknown}'; there are ${known.join(', ')}`)
+    throw new Error(`there is no figure '${unknown}'; there are ${NAMES.join(', ')}`)
   }
   const rounds = Number(values.rounds)
   if (!Number.isInteger(rounds) || rounds < 1 || rounds > 100) {
@@ -90,6 +93,13 @@ function parseOptions(): Options {
     throw new Error(`--output is text or json, not '${values.output}'`)
   }
   return { only: values.only, rounds, format: values.output }
+}
+
+/** By its name, or by the beginning of it where no figure is called just that. */
+function isChosen(figure: string, only: readonly string[]): boolean {
+  return only.some(
+    (name) => name === figure || (!NAMES.includes(name) && figure.startsWith(`${name}-`)),
+  )
 }
 
 type Failure = { readonly names: readonly string[]; readonly reason: string }

@@ -5,7 +5,7 @@ import { multiaddr } from '@multiformats/multiaddr'
 import { CID } from 'multiformats/cid'
 import { request } from 'undici'
 import { BlockError } from '../../../snapshotter/errors.ts'
-import { readClusterTls } from '../../cluster/cluster-tls.ts'
+import { connectOptions, readClusterTls } from '../../cluster/cluster-tls.ts'
 import type { Config } from '../../config.ts'
 import { GatewayClient } from '../../ipfs/gateway-client.ts'
 import { type Check, type Finding, failure, notChecked, ok, warning } from './finding.ts'
@@ -14,16 +14,20 @@ import { reasonOf } from './reason-of.ts'
 /** The raw block of no bytes: every gateway answers for it at once, whether it has it or not. */
 const EMPTY_BLOCK = CID.parse('bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku')
 
+/** As long as the agent gives them. */
+const CLUSTER_CONNECT_MS = 5_000
+
 /** Where blocks come from, each by name, and the agents of other nodes. */
 export function sourceChecks(config: Config): readonly Check[] {
   const { gateways, peers, bitswap, listen } = config.ipfs
   const dialled = bitswap ? peers : []
-  const places = gateways.length + dialled.length
+  const others = config.cluster.blocks.share ? config.cluster.peers : []
+  const named = [...gateways, ...dialled, ...others]
   const sources: Check = {
     name: 'sources',
     look: async () =>
-      places > 0
-        ? ok(`blocks come from ${[...gateways, ...dialled].join(', ')}`)
+      named.length > 0
+        ? ok(`blocks come from ${named.join(', ')}`)
         : listen.length > 0
           ? warning(
               'the agent has no gateway and no peer: blocks come only from those who dial it',
@@ -97,8 +101,7 @@ async function clusterPeer(config: Config, url: string, signal: AbortSignal): Pr
   const files = config.cluster.tls
   if (files === undefined) return notChecked('cluster.tls is not set')
   const { Agent } = await import('undici')
-  const { cert, key, ca } = await readClusterTls(files)
-  const connect = { cert: Buffer.from(cert), key: Buffer.from(key), ca: Buffer.from(ca) }
+  const connect = connectOptions(await readClusterTls(files), CLUSTER_CONNECT_MS)
   const dispatcher = new Agent({ connect })
   try {
     const { body } = await request(url, { dispatcher, signal })
@@ -106,7 +109,7 @@ async function clusterPeer(config: Config, url: string, signal: AbortSignal): Pr
     return ok(`${url} knows this node, and this node it`)
   } catch (error) {
     signal.throwIfAborted()
-    // Pods do not wait for it: it only spares this node what others have found out.
+    // Pods do not wait for it: what it does for this node, others or the origin do.
     return warning(
       `${url} cannot be asked: ${reasonOf(error)}`,
       'Start its agent, or take it out of cluster.peers; both certificates must be signed by the same cluster.tls.caFile.',

@@ -1,7 +1,9 @@
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, request as httpsRequest, type RequestOptions, type Server } from 'node:https'
 import { join } from 'node:path'
-import type { CID } from 'multiformats/cid'
+import { CID } from 'multiformats/cid'
+import { create } from 'multiformats/hashes/digest'
 import { Agent, request } from 'undici'
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest'
 import { ClusterBlocks } from '../../../agent/cluster/cluster-blocks.ts'
@@ -289,13 +291,22 @@ test.each([
     404,
   ],
   ['no CID', '/ipfs/x?format=raw', 400],
-  ['a path below a CID', '/ipfs/bafkqaaa/etc?format=raw', 404],
+  ['a path below a CID', '/ipfs/bafkqaaa/etc?format=raw', 400],
   ['a CAR', '/ipfs/bafkqaaa?format=car', 406],
   ['no format', '/ipfs/bafkqaaa', 406],
   ['the empty CID that gateways are probed by', '/ipfs/bafkqaaa?format=raw', 200],
 ])('asked for %s it answers %s with %i', async (_, path, status) => {
   const [node] = (await startFleet(1, new Origin())) as [TestNode]
   expect((await ask(node.url, path)).status).toBe(status)
+})
+
+test('a block whose CID is long is served too', async () => {
+  const origin = new Origin()
+  const block = Buffer.alloc(5_000, 'long')
+  const cid = CID.createV1(0x55, create(0x13, createHash('sha512').update(block).digest()))
+  origin.blocks.set(cid.toString(), block)
+  const [node] = (await startFleet(1, origin)) as [TestNode]
+  expect((await ask(node.url, rawPath(cid))).bytes.equals(block)).toBe(true)
 })
 
 test('it says that it works on an answer while the origin does', async () => {
