@@ -9,7 +9,7 @@ import { priorityOfHeader } from '../ipfs/http-priority.ts'
 import type { KeptBlocks } from './kept-blocks.ts'
 import type { UploadLimit } from './upload-limit.ts'
 
-/** Time between two signs that an answer is being worked on, in ms: four in what the one who waits allows (ipfs/block-race.ts). */
+/** Time between two signs that an answer is being worked on, in ms: eight in what the one who waits allows (ipfs/block-race.ts). */
 const WORKING_INTERVAL_MS = 250
 
 /** How long sending a block may take, in ms. 30 s: the same that those who ask give it. */

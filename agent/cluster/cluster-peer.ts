@@ -12,10 +12,11 @@ const CONNECT_MS = 5_000
 const TIMES = { stallMs: 10_000, blockMs: 30_000 }
 
 /**
- * An agent says at once that it works on a block; one that says nothing for so long, in ms, while somebody waits is overtaken. 250: a
- * pause of a busy node is no reason yet to fetch the block from the origin twice.
+ * An agent says at once that it works on a block; one that says nothing for so long, in ms, while somebody waits is overtaken. 1 s: a
+ * node that starts fifty containers pauses for some hundred ms, which is no reason yet to fetch the block from the origin twice. One that
+ * hangs costs a page fault that second once, and is left alone from then on.
  */
-const SILENCE_MS = 250
+const SILENCE_MS = 1_000
 
 /** Another agent of the cluster as a place that blocks come from: it has them, or fetches them for all of us. */
 export class ClusterPeer implements BlockProvider, AsyncDisposable {

@@ -12,8 +12,8 @@ const HEDGE_MAX_MS = 2_000
 /** Before there is a usual: a lookup on a distant gateway. */
 const HEDGE_UNKNOWN_MS = 500
 const HEDGE_FACTOR = 3
-/** One that said it is at work may be silent for so long, in ms: four of the signs that agents give (cluster/block-service.ts). */
-const HEDGE_WORKING_MS = 1_000
+/** One that said it is at work may be silent for so long, in ms: eight of the signs that agents give (cluster/block-service.ts). */
+const HEDGE_WORKING_MS = 2_000
 /** And such signs count for so long, in ms. 10 s: a third of a page fault's deadline, so that two more can be tried within it. */
 const WORKING_MS_MAX = 10_000
 
@@ -128,10 +128,15 @@ export class BlockRace {
   #hedgeAfter(ms: number): void {
     clearTimeout(this.#timer)
     if (this.#priority === 'background') return
-    this.#timer = setTimeout(() => {
-      // One that failed lately or lied is asked when all others have failed, not for speed.
-      if (this.#remaining[0]?.health.standing === 0) this.#askNext()
+    const timer = setTimeout(() => {
+      // After what has come meanwhile was read: it may have been this process that paused.
+      setImmediate(() => {
+        // One that failed lately or lied is asked when all others have failed, not for speed.
+        const isGood = this.#remaining[0]?.health.standing === 0
+        if (timer === this.#timer && !this.#over && isGood) this.#askNext()
+      })
     }, ms)
+    this.#timer = timer
   }
 
   /** An agent that fetches for others and could not get what was to be had is not asked for a while. */

@@ -36,7 +36,7 @@ beforeAll(async () => {
   const publisher = opened.use(await Publisher.start(scratch))
   const tar = makeTar(...contents.map((content, file) => ({ name: `file-${file}`, content })))
   const layer = await packLayer(Readable.from([tar]), 'gzip', join(scratch.dir, 'layers'))
-  const layout = await writeOciLayout(join(scratch.dir, 'layout'), { layers: [layer] })
+  const layout = writeOciLayout(join(scratch.dir, 'layout'), { layers: [layer] })
   reference = `ipdr.internal/${await publisher.push(layout)}`
   gateway = opened.use(await CountingGateway.start(publisher.gatewayUrl))
   const tls = await makeCertificates(join(scratch.dir, 'certs'), NODES)

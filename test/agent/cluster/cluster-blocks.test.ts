@@ -159,14 +159,15 @@ async function startFleet(
   )
 }
 
-/** A block of the origin whose homes are these, in this order. */
+let made = 0
+
+/** A new block of the origin whose homes are these, in this order. */
 function blockOf(origin: Origin, homes: readonly string[], urls: readonly string[]): CID {
-  for (let attempt = 0; ; attempt++) {
-    const cid = cidOf(Buffer.alloc(5_000, `home ${attempt} of ${homes.join()} `))
+  for (;;) {
+    const text = `block ${made++} `
+    const cid = cidOf(Buffer.alloc(5_000, text))
     const ranked = rankHomes(cid, urls.map(rankedName)).map(({ name }) => name)
-    if (homes.every((home, at) => ranked[at] === home)) {
-      return origin.add(`home ${attempt} of ${homes.join()} `)
-    }
+    if (homes.every((home, at) => ranked[at] === home)) return origin.add(text)
   }
 }
 
@@ -363,14 +364,11 @@ test('a node whose home refuses asks the next one, and leaves the first alone fo
   const slow = await startNode(two, [one, three], origin, { uploadBytesPerSecond: 1_000 })
   const own = await startNode(one, [two, three], origin)
   const third = await startNode(three, [one, two], origin)
-  const [first, second, again] = [0, 1, 2].map((at) => {
-    const homes = [two, three]
-    for (let skip = 0; ; skip++) {
-      const cid = cidOf(Buffer.alloc(5_000, `${at} ${skip} `))
-      const ranked = rankHomes(cid, urls.map(rankedName)).map(({ name }) => name)
-      if (ranked[0] === homes[0] && ranked[1] === homes[1]) return origin.add(`${at} ${skip} `)
-    }
-  }) as [CID, CID, CID]
+  const [first, second, again] = [0, 1, 2].map(() => blockOf(origin, [two, three], urls)) as [
+    CID,
+    CID,
+    CID,
+  ]
   await own.blocks.get(first, patient)
   expect(slow.served).toEqual([5_000])
   await own.blocks.get(second, patient)
@@ -431,9 +429,7 @@ test('a home that accepts and says nothing is overtaken by the next one, and not
   expect(cidOf(await own.blocks.get(cid, foreground)).toString()).toBe(cid.toString())
   expect(asked).toEqual([rawPath(cid)])
   expect(own.fetched).toEqual(['cluster'])
-  origin.blocks.delete(cid.toString())
-  const next = blockOf(origin, [silent, two], urls)
-  await own.blocks.get(next, foreground)
+  await own.blocks.get(blockOf(origin, [silent, two], urls), foreground)
   expect(asked).toHaveLength(1)
 })
 
@@ -452,7 +448,6 @@ test('what a peer sends that is not the block is not used; it is told of, and th
   const cid = blockOf(origin, [liar], urls)
   expect(cidOf(await own.blocks.get(cid, patient)).toString()).toBe(cid.toString())
   expect(own.wrong).toEqual([`peer ${liar}`])
-  origin.blocks.delete(cid.toString())
   await own.blocks.get(blockOf(origin, [liar], urls), patient)
   expect(asked).toHaveLength(1)
 })
