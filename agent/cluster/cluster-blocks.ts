@@ -65,7 +65,10 @@ export class ClusterBlocks implements AsyncDisposable {
     const kept = new KeptBlocks({ origin, cache })
     const keep = (cid: CID, block: Uint8Array): void => kept.keep(cid, block)
     const peers = new Map(
-      others.map((url) => [url, opened.use(new ClusterPeer(url, { tls, keep }))]),
+      others.map((url) => {
+        const parts = { tls, connections: connectionsEach(others.length), keep, log }
+        return [url, opened.use(new ClusterPeer(url, parts))]
+      }),
     )
     const homes = new BlockHomes(self, { kept, peers })
     const blocks = new BlockSources((cid) => homes.orderFor(cid), {
@@ -89,4 +92,9 @@ export class ClusterBlocks implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#opened.disposeAsync()
   }
+}
+
+/** Blocks that a node has under way at once, over all others (ipfs/block-sources.ts), and one more for each, since they are not spread evenly. */
+function connectionsEach(peers: number): number {
+  return Math.min(8, Math.ceil(32 / peers) + 1)
 }

@@ -1,6 +1,7 @@
 import type { CID } from 'multiformats/cid'
 import { Pool } from 'undici'
 import { BlockError } from '../../snapshotter/errors.ts'
+import type { Log } from '../../snapshotter/log.ts'
 import type { BlockErrand, BlockProvider, ProviderHealth } from '../ipfs/block-provider.ts'
 import { GatewayClient } from '../ipfs/gateway-client.ts'
 import { type ClusterTls, connectOptions } from './cluster-tls.ts'
@@ -18,6 +19,14 @@ const TIMES = { stallMs: 10_000, blockMs: 30_000 }
  */
 const SILENCE_MS = 1_000
 
+type Collaborators = {
+  readonly tls: ClusterTls
+  /** How many it may be asked over at once. */
+  readonly connections: number
+  readonly keep: (cid: CID, block: Uint8Array) => void
+  readonly log: Pick<Log, 'warn'>
+}
+
 /** Another agent of the cluster as a place that blocks come from: it has them, or fetches them for all of us. */
 export class ClusterPeer implements BlockProvider, AsyncDisposable {
   readonly kind = 'cluster'
@@ -27,20 +36,20 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
   /** Not behind the blocks that are waited for. */
   readonly #urgent: Pool
   readonly #keep: (cid: CID, block: Uint8Array) => void
+  readonly #log: Pick<Log, 'warn'>
   /** Told of every sign of life: some of them wait for a connection that others still use. */
   readonly #waiting = new Set<BlockErrand>()
   #heardMs = 0
+  #isTold = false
 
   /** `keep` is shown every block that came from it, and may not hold on to the bytes. */
-  constructor(
-    url: string,
-    { tls, keep }: { readonly tls: ClusterTls; keep: (cid: CID, block: Uint8Array) => void },
-  ) {
+  constructor(url: string, { tls, connections, keep, log }: Collaborators) {
     this.name = `peer ${url}`
     const connect = connectOptions(tls, CONNECT_MS)
-    this.#client = new GatewayClient(url, TIMES, connect)
+    this.#client = new GatewayClient(url, TIMES, { connect, connections })
     this.#urgent = new Pool(new URL(url).origin, { connections: 1, connect })
     this.#keep = keep
+    this.#log = log
   }
 
   get health(): ProviderHealth {
@@ -57,12 +66,18 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
     try {
       const told = { ...errand, isWorking: heard, isSending: heard }
       const block = await this.#client.get(cid, signal, told)
+      this.#isTold = false
       this.#keep(cid, block)
       return block
     } catch (error) {
       if (!(error instanceof BlockError)) throw error
       if (signal.aborted) this.#overtaken(startedMs)
       const message = error.message.replace(/^gateway \S+/, this.name)
+      if (this.health.standing === 1 && !this.#isTold) {
+        this.#isTold = true
+        const reason = signal.aborted ? `it said nothing for ${SILENCE_MS} ms` : message
+        this.#log.warn({ peer: this.name, reason }, LEFT_ALONE)
+      }
       throw new BlockError(error.code, message, error.facts, error)
     } finally {
       this.#waiting.delete(waiting)
@@ -99,6 +114,9 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
     if (silentMs >= SILENCE_MS) this.health.failed()
   }
 }
+
+const LEFT_ALONE =
+  'another node cannot be asked for blocks, and is left alone for a while: others fetch what it is home to'
 
 const NOBODYS: BlockErrand = {
   priority: 'foreground',

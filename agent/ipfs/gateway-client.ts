@@ -45,7 +45,10 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
   constructor(
     url: string,
     times: GatewayTimes = { stallMs: STALL_MS, blockMs: BLOCK_MS },
-    connect: buildConnector.BuildOptions = { timeout: CONNECT_MS },
+    {
+      connect = { timeout: CONNECT_MS },
+      connections = CONNECTIONS_MAX,
+    }: { connect?: buildConnector.BuildOptions; connections?: number } = {},
   ) {
     const { protocol, origin, pathname } = parseUrl(url)
     if (protocol !== 'http:' && protocol !== 'https:') {
@@ -57,7 +60,7 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
     this.#path = pathname.replace(/\/$/, '').replace(/\/ipfs$/, '')
     this.#times = times
     this.#pool = new Pool(origin, {
-      connections: CONNECTIONS_MAX,
+      connections,
       pipelining: 1,
       connect,
       // BlockResponse has its own, finer clock.

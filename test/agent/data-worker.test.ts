@@ -3,12 +3,19 @@ import { existsSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { pino } from 'pino'
+import { Agent, request } from 'undici'
 import { expect, onTestFinished, test } from 'vitest'
 import { type Config, parseConfig } from '../../agent/config.ts'
 import { runDataWorker } from '../../agent/data-worker.ts'
 import { connect } from '../../proto/client.ts'
 import { agentContract, keyProviderContract } from '../../proto/load.ts'
 import { unwrapInput } from '../../snapshotter/encryption/key-provider-protocol.ts'
+import { freePort } from '../support/agent.ts'
+import {
+  makeCertificates,
+  type NodeCertificate,
+  readCertificate,
+} from '../support/cluster-certificates.ts'
 import { failureOf } from '../support/failure-of.ts'
 import { Scratch } from '../support/scratch.ts'
 
@@ -90,6 +97,42 @@ test(
     stop.abort()
     await running
     expect(existsSync(socketPath)).toBe(false)
+  },
+  deadlineMs,
+)
+
+test(
+  'in a cluster it gives blocks only to whoever has a certificate of it, and warns if it does not know what it is called there',
+  async () => {
+    const scratch = Scratch.open('worker-certs')
+    onTestFinished(() => scratch[Symbol.asyncDispose]())
+    const ours = (await makeCertificates(join(scratch.dir, 'ours'), ['node'])).node
+    const theirs = (await makeCertificates(join(scratch.dir, 'theirs'), ['stranger'])).stranger
+    const port = await freePort()
+    const cluster = { listen: `0.0.0.0:${port}`, peers: ['https://192.0.2.1:5082'], tls: ours }
+    const config = newConfig(undefined, { cluster })
+    const stop = new AbortController()
+    const { log, said, lines } = logUntil('ready')
+    const running = runDataWorker(config, { fuseFd: undefined }, stop.signal, log)
+    await Promise.race([said, running])
+    expect(lines.map(({ msg }) => msg).join()).toContain('set cluster.address')
+    // A block that its CID carries.
+    const url = `https://127.0.0.1:${port}/ipfs/bafkqaaa?format=raw`
+    const status = async (certificate: NodeCertificate | undefined): Promise<number> => {
+      const tls = certificate && readCertificate({ ...certificate, caFile: ours.caFile })
+      const connect = { ...tls, rejectUnauthorized: false }
+      const dispatcher = new Agent({ connect })
+      onTestFinished(() => dispatcher.destroy())
+      const { statusCode, body } = await request(url, { dispatcher })
+      await body.dump()
+      return statusCode
+    }
+    expect(await status(ours)).toBe(200)
+    for (const certificate of [theirs, undefined]) {
+      await expect(status(certificate)).rejects.toThrow(/other side closed|certificate|ECONNRESET/)
+    }
+    stop.abort()
+    await running
   },
   deadlineMs,
 )
