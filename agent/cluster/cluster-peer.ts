@@ -3,6 +3,7 @@ import { Pool } from 'undici'
 import { BlockError } from '../../snapshotter/errors.ts'
 import type { Log } from '../../snapshotter/log.ts'
 import type { BlockErrand, BlockProvider, ProviderHealth } from '../ipfs/block-provider.ts'
+import { hedgeMs } from '../ipfs/block-race.ts'
 import { GatewayClient } from '../ipfs/gateway-client.ts'
 import { type ClusterTls, connectOptions } from './cluster-tls.ts'
 
@@ -13,11 +14,11 @@ const CONNECT_MS = 5_000
 const TIMES = { stallMs: 10_000, blockMs: 30_000 }
 
 /**
- * An agent says at once that it works on a block; one that says nothing for so long, in ms, while somebody waits is overtaken. 1 s: a
- * node that starts fifty containers pauses for some hundred ms, which is no reason yet to fetch the block from the origin twice. One that
- * hangs costs a page fault that second once, and is left alone from then on.
+ * An agent says at once that it works on a block; one that says nothing for three times as long as blocks of it usually take, within these
+ * bounds in ms, is overtaken and left alone. At least 1 s: a node that starts fifty containers pauses for some hundred ms, which is no
+ * reason yet to fetch a block from the origin twice. At most 5: a sixth of a page fault's deadline.
  */
-const SILENCE_MS = 1_000
+const SILENCE = { minMs: 1_000, maxMs: 5_000 } as const
 
 type Collaborators = {
   readonly tls: ClusterTls
@@ -31,7 +32,7 @@ type Collaborators = {
 export class ClusterPeer implements BlockProvider, AsyncDisposable {
   readonly kind = 'cluster'
   readonly name: string
-  readonly hedgeMinMs: number = SILENCE_MS
+  readonly hedge: typeof SILENCE = SILENCE
   readonly #client: GatewayClient
   /** Not behind the blocks that are waited for. */
   readonly #urgent: Pool
@@ -75,7 +76,7 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
       const message = error.message.replace(/^gateway \S+/, this.name)
       if (this.health.standing === 1 && !this.#isTold) {
         this.#isTold = true
-        const reason = signal.aborted ? `it said nothing for ${SILENCE_MS} ms` : message
+        const reason = signal.aborted ? 'it gave no sign of life' : message
         this.#log.warn({ peer: this.name, reason }, LEFT_ALONE)
       }
       throw new BlockError(error.code, message, error.facts, error)
@@ -111,7 +112,7 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
   /** Others were quicker, or nobody waits any more. If it has given no sign of life meanwhile, that is a failure. */
   #overtaken(startedMs: number): void {
     const silentMs = performance.now() - Math.max(startedMs, this.#heardMs)
-    if (silentMs >= SILENCE_MS) this.health.failed()
+    if (silentMs >= hedgeMs(this)) this.health.failed()
   }
 }
 

@@ -37,8 +37,8 @@ export interface BlockProvider {
   readonly name: string
   readonly kind: 'gateway' | 'bitswap' | 'cluster' | 'origin'
   readonly health: ProviderHealth
-  /** The shortest time after which somebody else is asked as well, in ms, if not the usual one. */
-  readonly hedgeMinMs?: number
+  /** Bounds of the time after which somebody else is asked as well, in ms, if not the usual ones. */
+  readonly hedge?: { readonly minMs: number; readonly maxMs: number }
   /**
    * One block, verified. Rejects with BlockError: NOT_FOUND (it does not have it), UNAVAILABLE (it cannot be asked),
    * DATA_LOSS (it sent other bytes), CANCELLED or DEADLINE_EXCEEDED (`signal`).

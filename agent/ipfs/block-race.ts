@@ -91,7 +91,8 @@ export class BlockRace {
     const askedMs = performance.now()
     const isWorking = (): void => {
       const isOld = performance.now() - askedMs > WORKING_MS_MAX
-      if (!this.#over && !isOld && this.#running.has(provider)) this.#hedgeAfter(HEDGE_WORKING_MS)
+      if (this.#over || isOld || !this.#running.has(provider)) return
+      this.#hedgeAfter(Math.max(HEDGE_WORKING_MS, hedgeMs(provider)))
     }
     try {
       const bytes = await provider.get(this.#cid, this.#losers.signal, {
@@ -119,10 +120,7 @@ export class BlockRace {
   }
 
   #hedge(provider: BlockProvider): void {
-    const usual = provider.health.latencyMs
-    const delay = usual === undefined ? HEDGE_UNKNOWN_MS : HEDGE_FACTOR * usual
-    const min = provider.hedgeMinMs ?? HEDGE_MIN_MS
-    this.#hedgeAfter(Math.min(Math.max(delay, min), HEDGE_MAX_MS))
+    this.#hedgeAfter(hedgeMs(provider))
   }
 
   #hedgeAfter(ms: number): void {
@@ -185,6 +183,13 @@ export class BlockRace {
   #said(): string[] {
     return this.#failures.map(({ error }) => error.message)
   }
+}
+
+/** How long the provider may take before somebody else is asked as well, in ms. */
+export function hedgeMs({ health: { latencyMs }, hedge }: BlockProvider): number {
+  const { minMs, maxMs } = hedge ?? { minMs: HEDGE_MIN_MS, maxMs: HEDGE_MAX_MS }
+  const delay = latencyMs === undefined ? HEDGE_UNKNOWN_MS : HEDGE_FACTOR * latencyMs
+  return Math.min(Math.max(delay, minMs), maxMs)
 }
 
 /** What each provider said, without the beginning of the sentence, to stand within another one. */

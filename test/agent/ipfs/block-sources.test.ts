@@ -264,19 +264,26 @@ test('one that says it works on the block is not overtaken before it has said no
   await Promise.all(gets)
 })
 
-test('one whose own shortest hedge is longer is given it', async () => {
-  class Patient extends ScriptedProvider {
-    readonly hedgeMinMs = 250
-  }
-  const [first, next] = [new Patient('first'), new ScriptedProvider('next', block('x'))]
-  first.health.succeeded(1)
-  const sources = new BlockSources(() => ({ first: [first, next], spare: [] }), { log })
-  const got = sources.get(cid, foreground)
-  await vi.advanceTimersByTimeAsync(249)
-  expect(next.asked).toHaveLength(0)
-  await vi.advanceTimersByTimeAsync(1)
-  await got
-})
+test.each([
+  [1, 1_000],
+  [700, 2_100],
+  [60_000, 5_000],
+])(
+  'one that usually takes %i ms and has bounds of its own is given %i',
+  async (usualMs, hedgeMs) => {
+    class Patient extends ScriptedProvider {
+      readonly hedge = { minMs: 1_000, maxMs: 5_000 }
+    }
+    const [first, next] = [new Patient('first'), new ScriptedProvider('next', block('x'))]
+    first.health.succeeded(usualMs)
+    const sources = new BlockSources(() => ({ first: [first, next], spare: [] }), { log })
+    const got = sources.get(cid, foreground)
+    await vi.advanceTimersByTimeAsync(hedgeMs - 1)
+    expect(next.asked).toHaveLength(0)
+    await vi.advanceTimersByTimeAsync(1)
+    await got
+  },
+)
 
 test('a provider is told for whom a block is, and when somebody in the foreground comes', async () => {
   const provider = new ScriptedProvider('p')
