@@ -15,10 +15,10 @@ const TIMES = { stallMs: 10_000, blockMs: 30_000 }
 
 /**
  * An agent says at once that it works on a block; one that says nothing for three times as long as blocks of it usually take, within these
- * bounds in ms, is overtaken and left alone. At least 1 s: a node that starts fifty containers pauses for some hundred ms, which is no
- * reason yet to fetch a block from the origin twice. At most 5: a sixth of a page fault's deadline.
+ * bounds in ms, is overtaken and left alone. At least 3 s: twenty agents that started an image on two cores paused for 1 s and more, and with
+ * 1 s every block left the origin twice. At most 6: a fifth of a page fault's deadline.
  */
-const SILENCE = { minMs: 1_000, maxMs: 5_000 } as const
+const SILENCE = { minMs: 3_000, maxMs: 6_000 } as const
 
 type Collaborators = {
   readonly tls: ClusterTls
