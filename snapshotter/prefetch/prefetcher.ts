@@ -207,6 +207,14 @@ export class Prefetcher implements AsyncDisposable {
   ): Promise<void> {
     const chainId = layers.at(-1)?.layerChainId
     if (chainId === undefined) return
+    // Noted before anything starts on them; whoever pulls hears of one that cannot be mounted.
+    const all = Promise.all(ready).then(
+      (records) => {
+        this.#noteReplay(records)
+        return records
+      },
+      () => undefined,
+    )
     const lists = await this.#listsOf(layers, chainId, { isPull: true })
     const budget = this.#budget()
     const early = await Promise.allSettled(
@@ -216,15 +224,13 @@ export class Prefetcher implements AsyncDisposable {
         return this.#fetch(ranges, [layer], budget)
       }),
     )
-    // Whoever pulls hears of a layer that cannot be mounted.
-    const records = await Promise.all(ready).catch(() => undefined)
+    const records = await all
     if (records === undefined) return
-    this.#noteReplay(records)
     // What lies elsewhere than in the image of the list: its tables say where.
     const ranges = await this.#placeAll(lists, records)
     const late = await this.#fetch(ranges, records, budget)
-    const all = early.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
-    this.#tell(layers, [...all, late], ranges.length)
+    const replayed = early.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
+    this.#tell(layers, [...replayed, late], ranges.length)
   }
 
   /** A quarter of the store at most: prefetching must not evict what others use. */
