@@ -38,10 +38,9 @@ beforeAll(async () => {
   const publisher = opened.use(await Publisher.start(scratch))
   const pack = (tar: Buffer): ReturnType<typeof packLayer> =>
     packLayer(Readable.from([tar]), 'gzip', join(scratch.dir, 'layers'))
-  const layers = [
-    await pack(makeTar(...busyboxFiles('sleep', 'sha256sum'))),
-    await pack(makeTar(...[...unread].map(([name, content]) => ({ name, content })))),
-  ]
+  // A layer each: of one that is read for the most part, the rest comes unasked.
+  const layers = [await pack(makeTar(...busyboxFiles('sleep', 'sha256sum')))]
+  for (const [name, content] of unread) layers.push(await pack(makeTar({ name, content })))
   const layout = writeOciLayout(join(scratch.dir, 'layout'), {
     layers,
     process: { Env: ['PATH=/bin'], Cmd: ['sleep', 'infinity'] },

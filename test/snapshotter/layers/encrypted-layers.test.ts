@@ -130,8 +130,9 @@ test('without a key an image is refused with the kinds of its recipients, before
   expect(failure).toMatchObject({ code: 'PERMISSION_DENIED' })
   expect(failure.message).toContain(`layer ${digestOf(layer.blob)} is encrypted for jwe`)
   expect(failure.message).toContain('decryption.keysDir')
-  // `pull` serves the manifest again, which asks for the same blocks as the first time.
-  expect(blocks.asked.slice(askedBefore)).toEqual(blocks.asked.slice(0, askedBefore))
+  // `pull` serves the manifest again, and looks for a prefetch list where the manifest was: blocks that were asked for before.
+  const [before, after] = [blocks.asked.slice(0, askedBefore), blocks.asked.slice(askedBefore)]
+  expect([...new Set(after)].toSorted()).toEqual([...new Set(before)].toSorted())
 })
 
 test.each(formats)(

@@ -115,7 +115,8 @@ export class VirtualNode implements AsyncDisposable {
 
   /** Has it shut down and boot again, and waits until commands are answered. */
   async reboot(): Promise<void> {
-    await this.run('systemctl reboot --no-block')
+    // Who answers may be stopped before he does.
+    await this.try('systemctl reboot --no-block')
     await this.#hasBooted()
   }
 
