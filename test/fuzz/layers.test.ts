@@ -180,6 +180,8 @@ fuzz<Uint8Array>('a layer map on the disk, of any kind', {
   mutate: mutateBytes,
   read: (bytes) => {
     const map = readLayerMap(bytes)
+    // Its units have no range of the blob of their own.
+    if (map instanceof StreamedLayerMap) return
     for (let unit = 0; unit + 1 < Math.min(map.starts.length, 50); unit++) {
       const { start, end } = map.blobRange(unit)
       if (start < 0 || end < start || end > map.blobSize)
