@@ -463,7 +463,12 @@ export class Layers implements LazyLayers, AsyncDisposable {
       await Promise.all(Array.from({ length: 8 }, fetchNext))
     } catch (error) {
       const isDisproved = error instanceof LayerError && error.code === 'DATA_LOSS'
-      if (record.indexCid === undefined || !isDisproved) throw error
+      const { indexCid, blobCid } = record
+      const isInRegistry = this.#parts.catalog
+        .imageLayers(blobCid)
+        .some(({ inRegistry }) => inRegistry === true)
+      // What a registry sent is checked by the index alone, and may be right when it is asked again.
+      if (indexCid === undefined || isInRegistry || !isDisproved) throw error
       // Its blocks are what their CIDs say, so the side index is to blame: what it cannot decode now it never will.
       this.#spoil(record, { what: 'toc', sentence: error.message })
       return
