@@ -18,10 +18,10 @@ demo: install ## publish an image of Debian, python3 and numpy to IPFS and run i
 
 test: install ## run the tests, but for those of test-peers, test-kubernetes and test-node; as root, against a real containerd
 	@node test/support/remove-leftovers.ts
-	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/peers/**' --exclude '**/kubernetes/**' --exclude '**/node/**' $(TEST_FLAGS)
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude 'peers/**' --exclude 'kubernetes/**' --exclude 'node/**' $(TEST_FLAGS)
 
 test-unit: node_modules/.installed ## run the tests that need no containerd
-	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' --exclude '**/peers/**' --exclude '**/kubernetes/**' --exclude '**/node/**' $(TEST_FLAGS)
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' --exclude 'peers/**' --exclude 'kubernetes/**' --exclude 'node/**' $(TEST_FLAGS)
 
 test-peers: install ## run the tests with peers that Go builds first: containerd 2.4, kube-apiserver, stargz-snapshotter
 	@node test/support/remove-leftovers.ts
