@@ -63,6 +63,9 @@ type Config = PrefetchConfig & {
   readonly storeBytesMax: number
 }
 
+/** What of lists was found in an image, and how many ranges were not. */
+type FoundRanges = { readonly ranges: readonly LayerRange[]; readonly dropped: number }
+
 /**
  * Learns from real starts what an image reads first, and fetches that before it is read when the image starts again: from the
  * list that this node learned, from the one that was published with the image, or from that of an image much like it.
@@ -119,8 +122,10 @@ export class Prefetcher implements AsyncDisposable {
     this.#noteReplay(layers)
     this.#work(layers, 'was not prefetched for', async () => {
       const lists = await this.#listsOf(layers, chainIdOf(layers), { isPull: false })
-      const ranges = await this.#placeAll(lists, layers)
-      this.#tell(layers, [await this.#fetch(ranges, layers, this.#budget())], ranges.length)
+      const found = await this.#placeAll(lists, layers)
+      const startedAt = performance.now()
+      const replayed = await this.#fetch(found.ranges, layers, this.#budget())
+      this.#tell(layers, { found, replayed: [replayed], startedAt })
     })
   }
 
@@ -216,7 +221,7 @@ export class Prefetcher implements AsyncDisposable {
       () => undefined,
     )
     const lists = await this.#listsOf(layers, chainId, { isPull: true })
-    const budget = this.#budget()
+    const [budget, startedAt] = [this.#budget(), performance.now()]
     const early = await Promise.allSettled(
       ready.map(async (each) => {
         const layer = await each
@@ -227,10 +232,10 @@ export class Prefetcher implements AsyncDisposable {
     const records = await all
     if (records === undefined) return
     // What lies elsewhere than in the image of the list: its tables say where.
-    const ranges = await this.#placeAll(lists, records)
-    const late = await this.#fetch(ranges, records, budget)
+    const found = await this.#placeAll(lists, records)
+    const late = await this.#fetch(found.ranges, records, budget)
     const replayed = early.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
-    this.#tell(layers, [...replayed, late], ranges.length)
+    this.#tell(layers, { found, replayed: [...replayed, late], startedAt })
   }
 
   /** A quarter of the store at most: prefetching must not evict what others use. */
@@ -253,8 +258,15 @@ export class Prefetcher implements AsyncDisposable {
 
   #tell(
     layers: readonly { readonly blobDigest: string }[],
-    replayed: readonly Replayed[],
-    ranges: number,
+    {
+      found: { ranges, dropped },
+      replayed,
+      startedAt,
+    }: {
+      readonly found: FoundRanges
+      readonly replayed: readonly Replayed[]
+      readonly startedAt: number
+    },
   ): void {
     const sum = (count: (one: Replayed) => number): number =>
       replayed.reduce((total, one) => total + count(one), 0)
@@ -262,9 +274,10 @@ export class Prefetcher implements AsyncDisposable {
     // All of it was here: a start like most.
     if (units + failed === 0) return
     const image = layers.at(-1)?.blobDigest
+    const ms = Math.round(performance.now() - startedAt)
     this.#parts.log.info(
-      { image, ranges, units, bytes, failed },
-      `prefetched ${bytes} bytes for the image on layer ${image}, by a list of ${ranges} ranges`,
+      { image, ranges: ranges.length, dropped, units, bytes, failed, ms },
+      `prefetched ${bytes} bytes for the image on layer ${image}, by a list of ${ranges.length} ranges`,
     )
     if (failed === 0) return
     const first = replayed.find((one) => one.failed > 0)
@@ -296,8 +309,12 @@ export class Prefetcher implements AsyncDisposable {
   async #placeAll(
     lists: readonly PrefetchList[],
     layers: readonly LayerRecord[],
-  ): Promise<readonly LayerRange[]> {
-    return (await Promise.all(lists.map((list) => this.#place(list, layers)))).flat()
+  ): Promise<FoundRanges> {
+    const found = await Promise.all(lists.map((list) => this.#place(list, layers)))
+    return {
+      ranges: found.flatMap(({ ranges }) => ranges),
+      dropped: found.reduce((sum, { dropped }) => sum + dropped, 0),
+    }
   }
 
   /** The list in the directory of the image seen last: asked for once and kept, so that later starts need no peer. */
@@ -344,18 +361,18 @@ export class Prefetcher implements AsyncDisposable {
     }
   }
 
-  async #place(list: PrefetchList, layers: readonly LayerRecord[]): Promise<readonly LayerRange[]> {
+  async #place(list: PrefetchList, layers: readonly LayerRecord[]): Promise<FoundRanges> {
     const listed = layers.map(asListed)
     const used = new Set(list.ranges.map(({ layer }) => layer))
     const positions = sameLayers(list, listed)
     // Tables of contents are only read where a file must be looked up in them.
     if ([...used].every((layer) => positions[layer] !== undefined)) {
-      return placeRanges(list, listed).ranges
+      return placeRanges(list, listed)
     }
     const { tables } = this.#parts
     const withTables = await this.#withTables(layers)
     const { placed } = await tables.list({ kind: 'place', list, layers: withTables })
-    return placed.ranges
+    return placed
   }
 
   async #learn(

@@ -286,12 +286,17 @@ test(
   deadlineMs,
 )
 
+/** A service manager; it ends with the test. */
+async function startManager(): Promise<{ scratch: Scratch; manager: ServiceManager }> {
+  const scratch = Scratch.open('processes')
+  onTestFinished(() => scratch[Symbol.asyncDispose]())
+  return { scratch, manager: await ServiceManager.start(scratch) }
+}
+
 test(
   'the service manager hears that it is ready, and that it stops',
   async () => {
-    const scratch = Scratch.open('processes')
-    onTestFinished(() => scratch[Symbol.asyncDispose]())
-    const manager = await ServiceManager.start(scratch)
+    const { scratch, manager } = await startManager()
     const heard = (): string[] =>
       manager.untimedMessages
         .map(({ message }) => message)
@@ -313,9 +318,7 @@ const STILL_STARTING = 'EXTEND_TIMEOUT_USEC=60000000'
 test(
   'a start that takes long is waited for, by the supervisor and by the service manager',
   async () => {
-    const scratch = Scratch.open('processes')
-    onTestFinished(() => scratch[Symbol.asyncDispose]())
-    const manager = await ServiceManager.start(scratch)
+    const { manager } = await startManager()
     const { agent } = await setUp(manager.service)
     await agent.stop()
     const signs = (): number => heard(manager, 'WATCHDOG=1')
@@ -338,9 +341,7 @@ test(
 test(
   'a worker that dies of its start is tried again, and the service manager is not asked to wait for it',
   async () => {
-    const scratch = Scratch.open('processes')
-    onTestFinished(() => scratch[Symbol.asyncDispose]())
-    const manager = await ServiceManager.start(scratch)
+    const { manager } = await startManager()
     const { agent } = await setUp(manager.service)
     await agent.stop()
     const { hostname, port } = new URL(agent.registryUrl)
