@@ -13,6 +13,7 @@ import type { Digest } from '../oci/digest.ts'
 import { layerChainIds } from '../oci/layer-chain-id.ts'
 import type { LayerRange } from './first-uses.ts'
 import { LearnedLists } from './learned-lists.ts'
+import { OnceAWhile } from './once-a-while.ts'
 import { placeRanges, sameLayers } from './place-ranges.ts'
 import {
   decodePrefetchList,
@@ -29,11 +30,14 @@ import { LEARNED_BYTES_MAX, type Recording, type StartRecorder } from './start-r
 /** A start within this after a replay needs none: what was evicted since is little. In ms. */
 const REPLAYED_MS = 60_000
 
+/** An image's directory that had no list which can be used is not asked for one again within this, in ms: a pull asks with each layer. */
+const ASKED_MS = 60_000
+
 /** A start that read less than this share of what an earlier one did is not learned from: it failed, or was stopped. */
 const LEARNED_SHARE_MIN = 0.5
 
-/** Images whose last replay is remembered; more than start in a minute. */
-const REPLAYS_REMEMBERED = 256
+/** Images of which that is remembered; more than start in a minute. */
+const IMAGES_REMEMBERED = 256
 
 type Parts = {
   readonly catalog: Pick<Catalog, 'imagesWithChain'>
@@ -79,8 +83,10 @@ export class Prefetcher implements AsyncDisposable {
   readonly #working = new Set<Promise<void>>()
   /** Images that are being pulled, by the blobs of their layers. */
   readonly #pulls = new Set<string>()
-  /** When an image, named by its layers' ids, was last replayed. */
-  readonly #replayedAt = new Map<string, number>()
+  /** Images, named by their layers' ids. */
+  readonly #replayed = new OnceAWhile(REPLAYED_MS, IMAGES_REMEMBERED)
+  /** Images, named by root and manifest. */
+  readonly #asked = new OnceAWhile(ASKED_MS, IMAGES_REMEMBERED)
 
   private constructor(lists: LearnedLists, config: Config, parts: Parts) {
     this.#lists = lists
@@ -115,11 +121,7 @@ export class Prefetcher implements AsyncDisposable {
 
   /** Begins to fetch what a start of the image with these layers, bottom first, will read; returns at once. No peer is asked for a list. */
   replay(layers: readonly LayerRecord[]): void {
-    const name = nameOf(layers)
-    const last = this.#replayedAt.get(name)
-    const isRecent = last !== undefined && performance.now() - last < REPLAYED_MS
-    if (!this.#isWanted || isRecent) return
-    this.#noteReplay(layers)
+    if (!this.#isWanted || !this.#replayed.begin(nameOf(layers))) return
     this.#work(layers, 'was not prefetched for', async () => {
       const lists = await this.#listsOf(layers, chainIdOf(layers), { isPull: false })
       const found = await this.#placeAll(lists, layers)
@@ -131,12 +133,6 @@ export class Prefetcher implements AsyncDisposable {
 
   get #isWanted(): boolean {
     return this.#config.replay && !this.#closing.signal.aborted
-  }
-
-  #noteReplay(layers: readonly LayerRecord[]): void {
-    this.#replayedAt.set(nameOf(layers), performance.now())
-    const [oldest] = this.#replayedAt.keys()
-    if (this.#replayedAt.size > REPLAYS_REMEMBERED) this.#replayedAt.delete(oldest ?? '')
   }
 
   /**
@@ -215,7 +211,7 @@ export class Prefetcher implements AsyncDisposable {
     // Noted before anything starts on them; whoever pulls hears of one that cannot be mounted.
     const all = Promise.all(ready).then(
       (records) => {
-        this.#noteReplay(records)
+        this.#replayed.note(nameOf(records))
         return records
       },
       () => undefined,
@@ -326,7 +322,7 @@ export class Prefetcher implements AsyncDisposable {
     const { rootCid, manifestDigest } = image
     const name = `${rootCid}-${manifestDigest}`
     const kept = await this.#lists.get(name, 'published')
-    if (kept !== undefined || !isPull) return kept
+    if (kept !== undefined || !isPull || !this.#asked.begin(name)) return kept
     const request = { priority: 'prefetch', signal: this.#closing.signal } as const
     try {
       const list = await readPublishedList(CID.parse(rootCid), manifestDigest, blocks, request)
