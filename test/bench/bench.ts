@@ -12,6 +12,7 @@ import { dedup } from './dedup.ts'
 import { excess, type Figure, formatLimit, formatValue, formatVerdict } from './figure.ts'
 import { fleet } from './fleet.ts'
 import { layerIndex } from './layer-index.ts'
+import { manyStarts } from './many-starts.ts'
 import { imageRead, reads } from './mechanism.ts'
 import { prefetchStart } from './prefetch-start.ts'
 import { snapshotCalls } from './snapshot-calls.ts'
@@ -37,6 +38,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   fetchWhole,
   dedup,
   contentProxy,
+  manyStarts,
   fleet,
 ]
 

@@ -31,7 +31,10 @@ let images: readonly [string, string, string]
 beforeAll(async () => {
   const scratch = opened.use(Scratch.open('kubernetes'))
   cluster = opened.use(await KubeCluster.start(scratch))
-  node = opened.use(await LazyNode.start('kubernetes-node', { version: '2', hasPodNetwork: true }))
+  // So that bytes are missing until a container reads them.
+  const prefetch = { replay: false, learn: false }
+  const options = { version: '2', hasPodNetwork: true, prefetch } as const
+  node = opened.use(await LazyNode.start('kubernetes-node', options))
   const { containerd } = node
   const { api } = cluster
   kubelet = opened.use(await Kubelet.start({ scratch: node.scratch, api, containerd }))

@@ -24,6 +24,8 @@ export type ContainerdOptions = {
   readonly isPerRuntime?: boolean
   /** There is a runtime whose pods are on overlayfs while the others are not, for the agent as a pod; not before 1.7. */
   readonly hasBootstrap?: boolean
+  /** Nothing of ours is in its configuration; what it reads beside that is in this folder, of version 2 or later. */
+  readonly dropInDir?: string
   /** Folder of hosts.toml files; see writeHostsFile. By default an empty one. */
   readonly certsDir?: string
   /** The specification that all pods start from; by default containerd's own. */
@@ -118,6 +120,11 @@ export class Containerd implements AsyncDisposable {
     return containerd
   }
 
+  /** The file that it is configured by. */
+  get configPath(): string {
+    return join(this.#scratch.dir, 'config.toml')
+  }
+
   /** Process number of the daemon; undefined between stop and start. */
   get pid(): number | undefined {
     return this.#daemon?.pid
@@ -188,7 +195,7 @@ export class Containerd implements AsyncDisposable {
   async #start(): Promise<void> {
     const log = openSync(this.logPath, 'a')
     const { within = [] } = this.#options
-    const [file, ...args] = [...within, 'containerd', '--config', this.#configPath]
+    const [file, ...args] = [...within, 'containerd', '--config', this.configPath]
     const daemon = spawn(file, args, {
       env: { PATH: this.#path },
       stdio: ['ignore', log, log],
@@ -241,11 +248,7 @@ export class Containerd implements AsyncDisposable {
 
   #writeConfig(): void {
     const { editConfig = (toml) => toml } = this.#options
-    writeFileSync(this.#configPath, editConfig(this.#config(this.#options)))
-  }
-
-  get #configPath(): string {
-    return join(this.#scratch.dir, 'config.toml')
+    writeFileSync(this.configPath, editConfig(this.#config(this.#options)))
   }
 
   #config(options: ContainerdOptions): string {
@@ -256,7 +259,9 @@ export class Containerd implements AsyncDisposable {
       contentLines,
       `root = "${this.root}"`,
       `state = "${join(this.#scratch.run, 'state')}"`,
-      nodeConfig(options, this.#certsDir),
+      options.dropInDir === undefined
+        ? nodeConfig(options, this.#certsDir)
+        : `version = 3\nimports = ["${options.dropInDir}/*.toml"]`,
       contentTable,
       `
       [grpc]

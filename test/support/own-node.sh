@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs a command in a mount namespace that is like a node of its own: /var and /run are folders of a test, /run/containerd is that of its
-# containerd, settings of the kernel are as a kubelet wants them, and mounts are shared, as systemd has it.
+# Runs a command in a mount namespace that is like a node of its own: /var and /run are folders of a test, what is written to /etc is seen
+# there alone, /run/containerd is that of its containerd, settings of the kernel are as a kubelet wants them, and mounts are shared, as systemd has it.
 # None of them is seen outside, and none of other tests inside, where a copy would hold what they unmount.
 set -eu
 usage='usage: own-node.sh DISK RUN CONTAINERD_RUN COMMAND...'
@@ -9,7 +9,7 @@ run=${2:?$usage}
 containerd=${3:?$usage}
 shift 3
 settings=$(dirname "$(realpath "$0")")/own-settings.sh
-mkdir -p "$disk/var" "$run/ipdr-test" "$run/containerd" "$containerd"
+mkdir -p "$disk/var" "$disk/etc" "$disk/etc-work" "$run/ipdr-test" "$run/containerd" "$containerd"
 exec unshare --mount --propagation slave sh -eu -c '
 disk=$1 run=$2 containerd=$3
 shift 3
@@ -17,6 +17,7 @@ findmnt --raw --noheadings --output TARGET | grep -E "^/(tmp|run)/ipdr-test/" | 
   umount --lazy "$mount"
 done
 mount --bind "$disk/var" /var
+mount -t overlay -o "lowerdir=/etc,upperdir=$disk/etc,workdir=$disk/etc-work" overlay /etc
 # Sockets of the tests keep their paths.
 mount --rbind /run/ipdr-test "$run/ipdr-test"
 mount --rbind "$run" /run

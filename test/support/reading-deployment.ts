@@ -74,6 +74,20 @@ type ReaderParts = {
   readonly pauseS?: number
 }
 
+type ReadingDeploymentOptions = {
+  readonly cid: string
+  readonly replicas: number
+  /** How many pods more than it should have there may be while it is rolled. 1 unless given. */
+  readonly maxSurge?: number
+  /** Of its pods; by default none. */
+  readonly runtimeClass?: string
+}
+
+/** By which containerd pulls a pod's images for its runtime class, too. */
+function pulledFor(runtimeClass: string): Record<string, string> {
+  return { 'io.containerd.cri.runtime-handler': runtimeClass }
+}
+
 /** By which a pod names an image on IPFS. */
 export function imageOf(cid: string): string {
   return `ipdr.internal/${cid}`
@@ -94,10 +108,10 @@ export class ReadingDeployment {
     this.#core = core
   }
 
-  /** Makes it, with up to `maxSurge` pods more than it should have while it is rolled. The namespace has to be there. */
+  /** Makes it. The namespace has to be there. */
   static async create(
     admin: KubeConfig,
-    { cid, replicas, maxSurge = 1 }: { cid: string; replicas: number; maxSurge?: number },
+    { cid, replicas, maxSurge = 1, runtimeClass }: ReadingDeploymentOptions,
   ): Promise<ReadingDeployment> {
     const [apps, core] = [admin.makeApiClient(AppsV1Api), admin.makeApiClient(CoreV1Api)]
     const labels = { app: NAME }
@@ -116,8 +130,9 @@ export class ReadingDeployment {
           strategy: { rollingUpdate: { maxSurge, maxUnavailable: 0 } },
           selector: { matchLabels: labels },
           template: {
-            metadata: { labels },
+            metadata: { labels, ...(runtimeClass && { annotations: pulledFor(runtimeClass) }) },
             spec: {
+              ...(runtimeClass && { runtimeClassName: runtimeClass }),
               // The shell that is the pod's first process takes no SIGTERM.
               terminationGracePeriodSeconds: 1,
               containers: [
