@@ -20,7 +20,7 @@ export type EventLoopRecord = {
 }
 
 const folder = process.env['IPDR_EVENT_LOOP_DIR']
-if (isMainThread && folder !== undefined && process.argv[1]?.includes('data-worker') === true) {
+if (isMainThread && folder !== undefined && process.argv[2] === 'data-worker') {
   record(join(folder, 'event-loop.json'))
 }
 

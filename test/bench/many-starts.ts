@@ -119,7 +119,8 @@ async function startAll(gateway: string, references: readonly string[]): Promise
       return own.map(async (pod) => {
         const container = await cri.createContainer(pod, await pulled, ['sh', '/start'])
         await cri.startContainer(container)
-        return whenReady(() => cri.logOf(container))
+        const { logPath } = await cri.containerStatus(container)
+        return whenReady(logPath)
       })
     }),
   )
@@ -132,10 +133,10 @@ async function startAll(gateway: string, references: readonly string[]): Promise
 }
 
 /** When the container wrote its line, in ms since the epoch. Rejects with what it said if that is not to come. */
-async function whenReady(log: () => Promise<string>): Promise<number> {
+async function whenReady(logPath: string): Promise<number> {
   const deadline = Date.now() + DEADLINE_MS
   for (;;) {
-    const said = await log()
+    const said = readFileSync(logPath, 'utf8')
     // "2026-01-02T03:04:05.678901234Z stdout F ready": the log format of CRI.
     const [, stamp] = /^(\S+) stdout F ready$/m.exec(said) ?? []
     if (stamp !== undefined) return Date.parse(stamp)

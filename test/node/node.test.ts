@@ -261,7 +261,7 @@ test(
     await node.reboot()
     await isUp()
     await isUp('containerd')
-    expect(await node.run('ip -brief address show scope global')).toBe('')
+    expect(await node.run('ip -oneline address show scope global')).toBe('')
     await node.run(
       `ctr -n k8s.io container rm reader; ctr -n k8s.io run --detach --snapshotter ipdr ${image} reader`,
     )
