@@ -8,6 +8,8 @@ export type BenchContext = {
   readonly publisher: BenchPublisher
   /** How often each arm of a comparison is measured. */
   readonly rounds: number
+  /** How long a measurement goes on that goes by time. */
+  readonly minutes: number
   /** Tells what is being done, for whoever waits. */
   readonly say: (what: string) => void
   /** The demo's image, and as it was published; made and pushed at the first call. */
@@ -20,5 +22,7 @@ export type BenchContext = {
 /** A part of the benchmark, and the names of the figures that it gives. */
 export type Measurement = {
   readonly names: readonly string[]
+  /** It takes an hour: only measured where it is named. */
+  readonly isLong?: true
   readonly measure: (context: BenchContext) => Promise<Figure[]>
 }

@@ -14,6 +14,7 @@ import { fleet } from './fleet.ts'
 import { layerIndex } from './layer-index.ts'
 import { manyStarts } from './many-starts.ts'
 import { imageRead, reads } from './mechanism.ts'
+import { memoryGrowth } from './memory-growth.ts'
 import { prefetchStart } from './prefetch-start.ts'
 import { snapshotCalls } from './snapshot-calls.ts'
 import { fetchWhole, inflate, push } from './throughput.ts'
@@ -23,6 +24,7 @@ import { fetchWhole, inflate, push } from './throughput.ts'
 const USAGE = `usage: bench.ts [--only NAME]... [--rounds N] [--output text|json]
   --only NAME  measure this figure, and what comes along with it; "fleet" stands for all that begin with it
   --rounds N   how often each arm of a comparison is measured; 5 unless given
+  --minutes N  how long the figures of "hour" are measured; 60 unless given
   --output     text for people, or json`
 
 const MEASUREMENTS: readonly Measurement[] = [
@@ -39,6 +41,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   dedup,
   contentProxy,
   manyStarts,
+  memoryGrowth,
   fleet,
 ]
 
@@ -56,15 +59,20 @@ async function main(): Promise<number> {
     console.error(`${(error as Error).message}\n${USAGE}`)
     return EXIT.usage
   }
-  const { only, rounds, format } = options
-  const chosen = MEASUREMENTS.filter(
-    ({ names }) => only.length === 0 || names.some((name) => isChosen(name, only)),
+  const { only, format } = options
+  const chosen = MEASUREMENTS.filter(({ names, isLong = false }) =>
+    only.length === 0 ? !isLong : names.some((name) => isChosen(name, only)),
   )
   const load = { before: loadavg() }
-  const { figures, failures } = await measure(chosen, rounds)
+  const { figures, failures } = await measure(chosen, options)
   const shown = figures.filter(({ name }) => only.length === 0 || isChosen(name, only))
   const output = new Output({ format, quiet: false, stream: process.stdout })
-  const document = { rounds, load: { ...load, after: loadavg() }, figures: shown, failures }
+  const document = {
+    rounds: options.rounds,
+    load: { ...load, after: loadavg() },
+    figures: shown,
+    failures,
+  }
   output.answer(document, () => describe(document, output))
   return failures.length === 0 ? EXIT.ok : EXIT.failure
 }
@@ -72,6 +80,7 @@ async function main(): Promise<number> {
 type Options = {
   readonly only: readonly string[]
   readonly rounds: number
+  readonly minutes: number
   readonly format: 'text' | 'json'
 }
 
@@ -80,6 +89,7 @@ function parseOptions(): Options {
     options: {
       only: { type: 'string', multiple: true, default: [] },
       rounds: { type: 'string', default: '5' },
+      minutes: { type: 'string', default: '60' },
       output: { type: 'string', default: 'text' },
     },
   })
@@ -87,17 +97,21 @@ function parseOptions(): Options {
   if (unknown !== undefined) {
     throw new Error(`there is no figure '${unknown}'; there are ${NAMES.join(', ')}`)
   }
-  const rounds = Number(values.rounds)
-  if (!Number.isInteger(rounds) || rounds < 1 || rounds > 100) {
-    throw new Error(`--rounds is a whole number from 1 to 100, not '${values.rounds}'`)
-  }
+  const rounds = countOf('--rounds', values.rounds, 100)
+  const minutes = countOf('--minutes', values.minutes, 1440)
   if (values.output !== 'text' && values.output !== 'json') {
     throw new Error(`--output is text or json, not '${values.output}'`)
   }
-  return { only: values.only, rounds, format: values.output }
+  return { only: values.only, rounds, minutes, format: values.output }
 }
 
 /** By its name, or by the beginning of it where no figure is called just that. */
+function countOf(flag: string, text: string, max: number): number {
+  const count = Number(text)
+  if (Number.isInteger(count) && count >= 1 && count <= max) return count
+  throw new Error(`${flag} is a whole number from 1 to ${max}, not '${text}'`)
+}
+
 function isChosen(figure: string, only: readonly string[]): boolean {
   return only.some(
     (name) => name === figure || (!NAMES.includes(name) && figure.startsWith(`${name}-`)),
@@ -109,7 +123,7 @@ type Failure = { readonly names: readonly string[]; readonly reason: string }
 /** One after the other; one that fails does not keep the others from being measured. */
 async function measure(
   measurements: readonly Measurement[],
-  rounds: number,
+  { rounds, minutes }: Pick<Options, 'rounds' | 'minutes'>,
 ): Promise<{ figures: Figure[]; failures: Failure[] }> {
   const started = performance.now()
   const say = (what: string): void => {
@@ -123,7 +137,13 @@ async function measure(
     say('publishing the demo image')
     return { layout, published: await publisher.push(layout) }
   }
-  const context: BenchContext = { publisher, rounds, say, demo: () => (demo ??= publishDemo()) }
+  const context: BenchContext = {
+    publisher,
+    rounds,
+    minutes,
+    say,
+    demo: () => (demo ??= publishDemo()),
+  }
   const figures: Figure[] = []
   const failures: Failure[] = []
   for (const { names, measure } of measurements) {

@@ -1,6 +1,6 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { createHistogram, monitorEventLoopDelay } from 'node:perf_hooks'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { isMainThread } from 'node:worker_threads'
 
 // Loaded by `--import` into the data worker of a benchmark: once a second it writes how long the event loop kept a timer waiting.
@@ -25,17 +25,12 @@ if (isMainThread && folder !== undefined && process.argv[2] === 'data-worker') {
 }
 
 function record(path: string): void {
-  const second = monitorEventLoopDelay({ resolution: RESOLUTION_MS })
-  const all = createHistogram()
-  second.enable()
-  setInterval(() => {
-    all.add(second as unknown as Parameters<typeof all.add>[0])
-    second.reset()
-    writeFileSync(path, JSON.stringify(recordOf(all)))
-  }, 1000).unref()
+  const delays = monitorEventLoopDelay({ resolution: RESOLUTION_MS })
+  delays.enable()
+  setInterval(() => writeFileSync(path, JSON.stringify(recordOf(delays))), 1000).unref()
 }
 
-function recordOf(delays: ReturnType<typeof createHistogram>): EventLoopRecord {
+function recordOf(delays: ReturnType<typeof monitorEventLoopDelay>): EventLoopRecord {
   // The period itself is part of what is recorded.
   const ms = (nanoseconds: number): number => Math.max(0, nanoseconds / 1e6 - RESOLUTION_MS)
   const upTo = BOUNDS_MS.map((bound) => countUpTo(delays, (bound + RESOLUTION_MS) * 1e6))
@@ -53,7 +48,7 @@ function recordOf(delays: ReturnType<typeof createHistogram>): EventLoopRecord {
 }
 
 /** By bisection: a histogram tells values of percentiles, not the other way round. */
-function countUpTo(delays: ReturnType<typeof createHistogram>, value: number): number {
+function countUpTo(delays: ReturnType<typeof monitorEventLoopDelay>, value: number): number {
   if (delays.count === 0 || delays.max <= value) return delays.count
   let [low, high] = [0, 100]
   for (let step = 0; step < 40; step++) {

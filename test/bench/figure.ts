@@ -6,7 +6,7 @@ export type Figure = {
   /** By which `--only` finds it. */
   readonly name: string
   readonly value: number
-  readonly unit: 'x' | '%' | 'ms' | 'us' | 'MiB' | 'MB/s' | 's/GiB'
+  readonly unit: 'x' | '%' | 'ms' | 'us' | 'MiB' | 'MiB/h' | 'MB/s' | 's/GiB'
   /** None: it is printed as information. */
   readonly limit?: Limit
   /** What the value was made of. */

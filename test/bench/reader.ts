@@ -36,8 +36,8 @@ function runWarm(task: ReadTask): ReadResult {
   return { ms: median(passes.map(({ ms }) => ms)), amount: passes[0]?.amount ?? 0 }
 }
 
-function run({ kind, paths, reads = 0 }: ReadTask): ReadResult {
-  if (kind === 'random') return randomReads(paths[0] ?? '', reads)
+function run({ kind, paths, reads = 0, seed = 1 }: ReadTask): ReadResult {
+  if (kind === 'random') return randomReads(paths[0] ?? '', { reads, seed })
   if (kind === 'walk') {
     return timed(() => paths.reduce((sum, path) => sum + walk(path, () => {}), 0))
   }
@@ -77,10 +77,13 @@ function readWhole(path: string): number {
 }
 
 /** Reads one page each time, no page twice; the amount is the median in microseconds. */
-function randomReads(path: string, reads: number): ReadResult {
+function randomReads(
+  path: string,
+  { reads, seed }: { readonly reads: number; readonly seed: number },
+): ReadResult {
   const fd = openSync(path, 'r')
   const pages = Math.floor(fstatSync(fd).size / PAGE_BYTES)
-  const random = seeded(1)
+  const random = seeded(seed)
   const chosen = new Set<number>()
   while (chosen.size < reads) chosen.add(random(pages))
   const durations: number[] = []

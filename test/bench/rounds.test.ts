@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { inTurn, median, medians, quantile } from './rounds.ts'
+import { inTurn, median, medians, quantile, slopeOf } from './rounds.ts'
 
 test('arms are measured in turn, in the other order every second round', async () => {
   const seen: string[] = []
@@ -27,4 +27,22 @@ test('a quantile is the smallest number that so many are not above', () => {
     50, 99, 100,
   ])
   expect(() => quantile([], 0.5)).toThrow(RangeError)
+})
+
+test('a slope is that of the line with the least squares, and points above each other have none', () => {
+  expect(
+    slopeOf([
+      [0, 1],
+      [1, 3],
+      [2, 5],
+    ]),
+  ).toBe(2)
+  expect(
+    slopeOf([
+      [0, 0],
+      [1, 1],
+      [2, 0],
+    ]),
+  ).toBe(0)
+  expect(() => slopeOf([[1, 2]])).toThrow(RangeError)
 })

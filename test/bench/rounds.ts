@@ -42,3 +42,13 @@ export function quantile(numbers: readonly number[], share: number): number {
   if (found === undefined) throw new RangeError('a quantile of no numbers')
   return found
 }
+
+/** How steeply y rises with x, by least squares. Throws RangeError for points of fewer than two x. */
+export function slopeOf(points: readonly (readonly [x: number, y: number])[]): number {
+  const mean = (of: (point: readonly [number, number]) => number): number =>
+    points.reduce((sum, point) => sum + of(point), 0) / points.length
+  const [meanX, meanY] = [mean(([x]) => x), mean(([, y]) => y)]
+  const spread = points.reduce((sum, [x]) => sum + (x - meanX) ** 2, 0)
+  if (!(spread > 0)) throw new RangeError('a slope of points above each other')
+  return points.reduce((sum, [x, y]) => sum + (x - meanX) * (y - meanY), 0) / spread
+}

@@ -12,6 +12,8 @@ export type ReadTask = {
   readonly memoryBytes: number
   /** Of `random`: how many pages. */
   readonly reads?: number
+  /** Of `random`: which pages. 1 unless given. */
+  readonly seed?: number
 }
 
 export type ReadResult = {

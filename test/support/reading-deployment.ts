@@ -84,7 +84,7 @@ type ReadingDeploymentOptions = {
 }
 
 /** By which containerd pulls a pod's images for its runtime class, too. */
-function pulledFor(runtimeClass: string): Record<string, string> {
+function pulledFor<Class extends string | null>(runtimeClass: Class): Record<string, Class> {
   return { 'io.containerd.cri.runtime-handler': runtimeClass }
 }
 
@@ -160,10 +160,16 @@ export class ReadingDeployment {
     await this.#change({ replicas })
   }
 
-  /** Has its pods replaced by those of another image. */
-  async roll(cid: string): Promise<void> {
+  /** Has its pods replaced by those of another image; of another runtime class too if one is given, null being none. */
+  async roll(cid: string, runtimeClass?: string | null): Promise<void> {
     await this.#change({
-      template: { spec: { containers: [{ name: NAME, image: imageOf(cid) }] } },
+      template: {
+        ...(runtimeClass !== undefined && { metadata: { annotations: pulledFor(runtimeClass) } }),
+        spec: {
+          ...(runtimeClass !== undefined && { runtimeClassName: runtimeClass }),
+          containers: [{ name: NAME, image: imageOf(cid) }],
+        },
+      },
     })
   }
 
