@@ -63,11 +63,15 @@ async function isUp(unit = 'ipdr-agent'): Promise<void> {
   await node.until(`systemctl is-active ${unit}`)
 }
 
-/** Has the container read a file of which nothing is here, and waits until that waits for the agent. */
+/** Has the container read a file of which nothing is here, and waits until that waits for the agent. Looks from inside: from here it takes longer than the read. */
 async function startReading(name: string): Promise<void> {
   const read = `ctr -n k8s.io task exec --exec-id ${name} reader /bin/sha256sum /${name}`
-  await node.run(`(${read}; echo "exit $?") >/run/${name}.read 2>&1 &`)
-  await node.until("grep -l '(sha256sum) D' /proc/[0-9]*/stat")
+  await node.run(`(${read}; echo "exit $?") >/run/${name}.read 2>&1 &
+    for look in $(seq 1000); do
+      grep -qs '(sha256sum) D' /proc/[0-9]*/stat && exit
+      sleep 0.02
+    done
+    exit 1`)
 }
 
 /** What the container has read, once it has. */
