@@ -1,9 +1,10 @@
-import { writeFileSync } from 'node:fs'
+import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { isMainThread } from 'node:worker_threads'
 
-// Loaded by `--import` into the data worker of a benchmark: once a second it writes how long the event loop kept a timer waiting.
+// Loaded by `--import` into the data worker of a benchmark: once a second it writes how long the event loop kept a timer waiting since
+// the folder has a file `begin`.
 
 /** A timer's period, in ms: what blocks for less than this is not seen. */
 const RESOLUTION_MS = 1
@@ -21,13 +22,17 @@ export type EventLoopRecord = {
 
 const folder = process.env['IPDR_EVENT_LOOP_DIR']
 if (isMainThread && folder !== undefined && process.argv[2] === 'data-worker') {
-  record(join(folder, 'event-loop.json'))
+  record(folder)
 }
 
-function record(path: string): void {
+function record(folder: string): void {
   const delays = monitorEventLoopDelay({ resolution: RESOLUTION_MS })
-  delays.enable()
-  setInterval(() => writeFileSync(path, JSON.stringify(recordOf(delays))), 1000).unref()
+  setInterval(() => {
+    if (!existsSync(join(folder, 'begin'))) return
+    // False if it was begun before.
+    if (delays.enable()) return
+    writeFileSync(join(folder, 'event-loop.json'), JSON.stringify(recordOf(delays)))
+  }, 1000).unref()
 }
 
 function recordOf(delays: ReturnType<typeof monitorEventLoopDelay>): EventLoopRecord {

@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { setTimeout } from 'node:timers/promises'
@@ -110,6 +110,7 @@ async function startAll(gateway: string, references: readonly string[]): Promise
     pods.push(await cri.runPodSandbox())
   }
   const restBytes = peakOf(agent)
+  await beginRecording(scratch.dir)
   // By the wall clock, since containerd stamps the lines of a container by it.
   const startedAt = Date.now()
   const readyAt = await Promise.all(
@@ -165,21 +166,26 @@ async function serviceImage(dir: string, seed: number): Promise<OciLayout> {
   return writeOciLayout(join(dir, 'layout'), { layers, process: { Env: ['PATH=/bin'] } })
 }
 
-/** What has the data worker of an agent record its event loop into a folder. */
-export function recording(folder: string): Record<string, string> {
+/** What has the data worker of an agent record its event loop into a folder, from `beginRecording` on. */
+function recording(folder: string): Record<string, string> {
   const recorder = join(import.meta.dirname, 'event-loop-recorder.ts')
   return { NODE_OPTIONS: `--import=${recorder}`, IPDR_EVENT_LOOP_DIR: folder }
 }
 
+async function beginRecording(folder: string): Promise<void> {
+  writeFileSync(join(folder, 'begin'), '')
+  while (!existsSync(join(folder, 'event-loop.json'))) await setTimeout(LOOK_MS)
+}
+
 /** What was recorded, all that happened until now. */
-export async function recordedIn(folder: string): Promise<EventLoopRecord> {
+async function recordedIn(folder: string): Promise<EventLoopRecord> {
   // It is written once a second.
   await setTimeout(1500)
   return JSON.parse(readFileSync(join(folder, 'event-loop.json'), 'utf8')) as EventLoopRecord
 }
 
-/** "at most 2 ms 9,000 times, 5 ms 12, …" */
-export function describeEventLoop({ counts, p50Ms, p99Ms }: EventLoopRecord): string {
+/** "late by ≤ 2 ms 9000, ≤ 5 ms 12, …": how often. */
+function describeEventLoop({ counts, p50Ms, p99Ms }: EventLoopRecord): string {
   const parts = counts.map(({ atMostMs, count }) =>
     atMostMs === null ? `more ${count}` : `≤ ${atMostMs} ms ${count}`,
   )

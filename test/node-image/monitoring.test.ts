@@ -66,10 +66,10 @@ test.each([
 test('the dashboard shows waits, sources, the store, queues, mounts, failures and calls', () => {
   const titles = panels.map(({ title }) => title)
   for (const title of [
-    'Reads that waited',
+    'How long reads waited',
     'Bytes by source',
     'Store and its budget',
-    'Queue depths',
+    'Fetches that wait for a place',
     'Lazy mounts',
     'Failures',
     'gRPC calls',
