@@ -2,6 +2,7 @@ import { setTimeout } from 'node:timers/promises'
 import { CoreV1Api, KubeConfig } from '@kubernetes/client-node'
 import type { Config, ListenAddress } from '../config.ts'
 import type { Logger } from '../logger.ts'
+import { loadAccess } from './kube-access.ts'
 import { NodeTaint } from './node-taint.ts'
 
 /** How often the agent is asked, in ms. 1 s: so much longer its node waits for pods at most. */
@@ -22,8 +23,7 @@ export async function untaint(
   log: Pick<Logger, 'info' | 'warn'>,
 ): Promise<void> {
   const kube = new KubeConfig()
-  if (kubeconfig === undefined) kube.loadFromCluster()
-  else kube.loadFromFile(kubeconfig)
+  loadAccess(kube, { kubeconfig })
   const taint = new NodeTaint(node, kube.makeApiClient(CoreV1Api))
   let failures = 0
   while (!stop.aborted) {
