@@ -132,6 +132,15 @@ export type Config = {
     readonly listen?: ListenAddress | undefined
     /** The others, like https://10.0.0.7:5082. */
     readonly peers: readonly string[]
+    /** Finds the others, beside `peers`, by a headless Service of a Kubernetes cluster; undefined: only `peers` are known. */
+    readonly kubernetes?:
+      | {
+          /** Undefined: as in a pod, by its service account. */
+          readonly kubeconfig?: string | undefined
+          readonly namespace: string
+          readonly service: string
+        }
+      | undefined
     /** What the others call this node, like https://10.0.0.7:5082; by default the entry of `peers` that is its own, or `listen`. */
     readonly address?: string | undefined
     /** Blocks, which each node fetches for all and the others get from it. */
@@ -372,6 +381,13 @@ const configSchema = z.strictObject({
         .array(z.url({ protocol: /^https$/ }))
         .max(256)
         .default([]),
+      kubernetes: z
+        .strictObject({
+          kubeconfig: absolutePath.optional(),
+          namespace: kubeName(63).default('ipdr-system'),
+          service: kubeName(63).default('ipdr-agent'),
+        })
+        .optional(),
       address: z.url({ protocol: /^https$/ }).optional(),
       blocks: z
         .strictObject({
@@ -396,9 +412,11 @@ const configSchema = z.strictObject({
         .strictObject({ certFile: absolutePath, keyFile: absolutePath, caFile: absolutePath })
         .optional(),
     })
-    .refine(({ listen, peers, tls }) => tls !== undefined || (listen ?? peers[0]) === undefined, {
-      error: 'needs tls: peers must know each other',
-    })
+    .refine(
+      ({ listen, peers, kubernetes, tls }) =>
+        tls !== undefined || (listen ?? peers[0] ?? kubernetes) === undefined,
+      { error: 'needs tls: peers must know each other' },
+    )
     .prefault({}),
   decryption: z
     .strictObject({ keysDir: absolutePath.optional(), keyProviders: absolutePath.optional() })

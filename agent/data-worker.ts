@@ -12,9 +12,11 @@ import { adminService } from './admin-service.ts'
 import { AuthorizeServer } from './authorize-server.ts'
 import { ClusterBlocks } from './cluster/cluster-blocks.ts'
 import { ClusterClient } from './cluster/cluster-client.ts'
+import { clusterMembers } from './cluster/cluster-members.ts'
 import { clusterService } from './cluster/cluster-service.ts'
 import { readClusterTls } from './cluster/cluster-tls.ts'
-import { clusterNames } from './cluster/own-address.ts'
+import type { FoundNode } from './cluster/endpoint-slices.ts'
+import { KubernetesPeers } from './cluster/kubernetes-peers.ts'
 import type { Config } from './config.ts'
 import { ContainerdImages } from './containerd-images.ts'
 import { killContainer } from './containerd-tasks.ts'
@@ -42,6 +44,12 @@ import type { WorkerMessage } from './worker-message.ts'
 
 /** How often the supervisor hears from us; it gives up after thirty times that. */
 const ALIVE_INTERVAL_MS = 1000
+
+/** How long Kubernetes has to tell this node what the others call it, in ms. 60 s: its pod has its address within seconds of its start. */
+const NAMELESS_MS = 60_000
+
+const NAMELESS =
+  'this node does not know what the others call it, so it is a home to none of its own blocks, and they are fetched twice: set cluster.address, or have cluster.listen use the port of the Service'
 
 /**
  * Runs the data path until `stop` aborts, then releases everything in reverse order: images, snapshots and page faults.
@@ -74,9 +82,10 @@ export async function runDataWorker(
     })
     const registries = opened.use(await openRegistries(config.registries, { log, metrics }))
     const tls = config.cluster.tls && (await readClusterTls(config.cluster.tls))
-    const names = clusterNames(config.cluster)
+    const { kubernetes } = config.cluster
+    let names = clusterMembers(config.cluster, [])
     const peers =
-      tls && names.others.length > 0
+      tls && (names.others.length > 0 || kubernetes !== undefined)
         ? opened.use(new ClusterClient(names.others, { tls, log: log.child({ part: 'cluster' }) }))
         : undefined
     const shared =
@@ -98,11 +107,20 @@ export async function runDataWorker(
             ),
           )
         : undefined
-    if (config.cluster.listen !== undefined && names.self === undefined) {
-      log.warn(
-        {},
-        'this node does not know what the others call it, so it is a home to none of its own blocks, and they are fetched twice: set cluster.address',
-      )
+    const warnIfNameless = (): void => {
+      if (config.cluster.listen !== undefined && names.self === undefined) log.warn({}, NAMELESS)
+    }
+    if (kubernetes === undefined) {
+      warnIfNameless()
+    } else {
+      const onNodes = (found: readonly FoundNode[]): void => {
+        names = clusterMembers(config.cluster, found)
+        peers?.follow(names.others)
+        shared?.follow(names)
+      }
+      opened.use(new KubernetesPeers(kubernetes, { log: log.child({ part: 'cluster' }), onNodes }))
+      const late = setTimeout(warnIfNameless, NAMELESS_MS)
+      opened.defer(() => clearTimeout(late))
     }
     const trust = new TrustPolicies(await readPolicies(config.trust), {
       onRefused: (policy) => metrics.imageRefused(policy),
@@ -155,6 +173,7 @@ export async function runDataWorker(
       storeBytes: () => snapshotter.storeBytes(),
       storeBytesMax: config.store.bytesMax,
       keptForClusterBytes: () => shared?.keptBytes ?? 0,
+      clusterPeers: () => names.others.length,
     })
     const grpc = {
       log: log.child({ part: 'grpc' }),

@@ -25,6 +25,8 @@ export type Gauges = {
   storeBytes(): Promise<number>
   /** Blocks on the disk for other nodes of the cluster. */
   keptForClusterBytes(): number
+  /** Other nodes of the cluster that may be asked. */
+  clusterPeers(): number
   /** As configured. */
   readonly storeBytesMax: number
 }
@@ -288,6 +290,12 @@ export class Metrics {
       'Disk that blocks take which are kept for other nodes of the cluster.',
       [],
       (set) => set.set(gauges.keptForClusterBytes()),
+    )
+    gauge(
+      'ipdr_cluster_peers',
+      'Other nodes of the cluster that this one may ask: those in its list, and those that Kubernetes says are ready.',
+      [],
+      (set) => set.set(gauges.clusterPeers()),
     )
     gauge('ipdr_store_bytes', 'Disk that layer bytes take on this node.', [], async (set) =>
       set.set(await gauges.storeBytes()),

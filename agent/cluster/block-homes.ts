@@ -10,17 +10,18 @@ type Node = RankedName & { readonly provider: BlockProvider }
 
 /** Decides whom to ask for a block. Each has a home, a node of the cluster that everybody asks, so that it leaves the origin once. */
 export class BlockHomes {
-  readonly #nodes: readonly Node[]
+  #nodes: readonly Node[] = []
   readonly #kept: KeptBlocks
 
-  /** `self` is what the others call this node, and `peers` are these by name; without `self` this node is a home to nothing. */
-  constructor(
-    self: string | undefined,
-    { kept, peers }: { kept: KeptBlocks; peers: ReadonlyMap<string, BlockProvider> },
-  ) {
-    const own = self === undefined ? [] : [[self, kept] as const]
-    this.#nodes = [...peers, ...own].map(([name, provider]) => ({ ...rankedName(name), provider }))
+  /** Knows of no other node yet. */
+  constructor(kept: KeptBlocks) {
     this.#kept = kept
+  }
+
+  /** `self` is what the others call this node, and `peers` are these by name; without `self` this node is a home to nothing. */
+  follow(self: string | undefined, peers: ReadonlyMap<string, BlockProvider>): void {
+    const own = self === undefined ? [] : [[self, this.#kept] as const]
+    this.#nodes = [...peers, ...own].map(([name, provider]) => ({ ...rankedName(name), provider }))
   }
 
   /**

@@ -34,21 +34,33 @@ export class ClusterBlocks implements AsyncDisposable {
   /** Routes for the server that only nodes of the cluster can connect to. */
   readonly service: FastifyPluginAsync
   readonly #cache: BlockCache
+  readonly #homes: BlockHomes
+  /** One for an address, with this many connections. */
+  readonly #connect: (url: string, connections: number) => ClusterPeer
+  #peers: ReadonlyMap<string, ClusterPeer> = new Map()
+  /** What is still on its way from those that are no peers any more. */
+  readonly #leaving = new Set<ClusterPeer>()
   readonly #opened: AsyncDisposableStack
 
   private constructor(
-    parts: Pick<ClusterBlocks, 'blocks' | 'service'> & { cache: BlockCache },
+    parts: Pick<ClusterBlocks, 'blocks' | 'service'> & {
+      cache: BlockCache
+      homes: BlockHomes
+      connect: (url: string, connections: number) => ClusterPeer
+    },
     opened: AsyncDisposableStack,
   ) {
     this.blocks = parts.blocks
     this.service = parts.service
     this.#cache = parts.cache
+    this.#homes = parts.homes
+    this.#connect = parts.connect
     this.#opened = opened
   }
 
   /** Keeps blocks below `root`. Rejects if that cannot be read. */
   static async open(
-    { self, others }: ClusterNames,
+    names: ClusterNames,
     {
       root,
       blocks: limits,
@@ -64,13 +76,9 @@ export class ClusterBlocks implements AsyncDisposable {
     )
     const kept = new KeptBlocks({ origin, cache })
     const keep = (cid: CID, block: Uint8Array): void => kept.keep(cid, block)
-    const peers = new Map(
-      others.map((url) => {
-        const parts = { tls, connections: connectionsEach(others.length), keep, log }
-        return [url, opened.use(new ClusterPeer(url, parts))]
-      }),
-    )
-    const homes = new BlockHomes(self, { kept, peers })
+    const homes = new BlockHomes(kept)
+    const connect = (url: string, connections: number): ClusterPeer =>
+      new ClusterPeer(url, { tls, connections, keep, log })
     const blocks = new BlockSources((cid) => homes.orderFor(cid), {
       log,
       onBytes: (kind, bytes) => {
@@ -81,7 +89,21 @@ export class ClusterBlocks implements AsyncDisposable {
     const upload = new UploadLimit(limits.uploadBytesPerSecond)
     const { onServed, onRefused } = told
     const service = blockService(limits, { kept, upload, log, stop, onServed, onRefused })
-    return new ClusterBlocks({ blocks, service, cache }, opened.move())
+    const parts = { blocks, service, cache, homes, connect }
+    const shared = new ClusterBlocks(parts, opened.move())
+    shared.follow(names)
+    return shared
+  }
+
+  /** From now on the cluster is these. Blocks that are on their way from a node that is no longer in it still come. */
+  follow({ self, others }: ClusterNames): void {
+    const before = this.#peers
+    const connections = connectionsEach(others.length)
+    this.#peers = new Map(
+      others.map((url) => [url, before.get(url) ?? this.#connect(url, connections)]),
+    )
+    this.#homes.follow(self, this.#peers)
+    for (const [url, peer] of before) if (!this.#peers.has(url)) void this.#leave(peer)
   }
 
   /** What the blocks that are kept for others take on the disk. */
@@ -90,7 +112,15 @@ export class ClusterBlocks implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    const peers = [...this.#peers.values(), ...this.#leaving]
+    await Promise.all(peers.map((peer) => peer[Symbol.asyncDispose]()))
     await this.#opened.disposeAsync()
+  }
+
+  async #leave(peer: ClusterPeer): Promise<void> {
+    this.#leaving.add(peer)
+    await peer.leave()
+    this.#leaving.delete(peer)
   }
 }
 

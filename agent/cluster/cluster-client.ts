@@ -1,9 +1,11 @@
+import { hash } from 'node:crypto'
 import { Agent } from 'undici'
 import type { ClusterPeers, SharedFind } from '../../snapshotter/cluster-peers.ts'
 import type { Log } from '../../snapshotter/log.ts'
 import { type ClusterTls, connectOptions } from './cluster-tls.ts'
+import { type RankedName, rankedName, rankHomes } from './rank-homes.ts'
 
-/** How long all peers have to say whether they know, in ms. 500: a hand-shake and a round trip on a network of 100 ms. */
+/** How long a peer has to say whether it knows, in ms. 500: a hand-shake and a round trip on a network of 100 ms. */
 const ANSWER_MS = 500
 
 /** And one of them to send it, in ms. 20 s: the largest index at 6 MB/s; longer, and the layer itself is not much more. */
@@ -15,11 +17,21 @@ const BODY_BYTES_MAX = 128 * 1024 ** 2
 /** A peer that could not be asked is left alone for so long, in ms. 30 s: a node that boots, and a pull does not wait for one that is off. */
 const REST_MS = 30_000
 
+/**
+ * Peers asked first, then twice as many, and so on: when those asked do not know, or have not said so for `HEDGE_MS`. 4: who knows is asked
+ * by all others, in the same order, so the fewer the better; and 100 ms are a round trip to the other end of the world.
+ */
+const ASKED_FIRST = 4
+const HEDGE_MS = 100
+
+/** Peers asked in all. 28: three rounds, 4, 8 and 16. */
+const ASKED_MAX = 28
+
 type Options = { readonly answerMs?: number; readonly restMs?: number }
 
-/** Asks the agents of other nodes, all at once, over TLS by which both sides know each other. */
+/** Asks the agents of other nodes, a few at a time and not all of many, over TLS by which both sides know each other. */
 export class ClusterClient implements ClusterPeers, AsyncDisposable {
-  readonly #peers: readonly string[]
+  #peers: readonly RankedName[] = []
   readonly #http: Agent
   readonly #log: Pick<Log, 'warn'>
   readonly #answerMs: number
@@ -31,7 +43,7 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
     { tls, log }: { readonly tls: ClusterTls; readonly log: Pick<Log, 'warn'> },
     { answerMs = ANSWER_MS, restMs = REST_MS }: Options = {},
   ) {
-    this.#peers = peers.map((url) => url.replace(/\/$/, ''))
+    this.follow(peers)
     this.#log = log
     this.#answerMs = answerMs
     this.#restMs = restMs
@@ -40,6 +52,15 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
       headersTimeout: 0,
       bodyTimeout: BODY_MS,
     })
+  }
+
+  /** From now on these are asked. */
+  follow(peers: readonly string[]): void {
+    this.#peers = peers.map((url) => rankedName(url.replace(/\/$/, '')))
+    const known = new Set(this.#peers.map(({ name }) => name))
+    for (const peer of this.#restsUntil.keys()) {
+      if (!known.has(peer)) this.#restsUntil.delete(peer)
+    }
   }
 
   sideIndex(blobCid: string, signal: AbortSignal): Promise<SharedFind | undefined> {
@@ -54,29 +75,54 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
     await this.#http.destroy()
   }
 
-  /** The first answer that is one. */
+  /** The first answer that is one. What is asked for decides who is asked first, the same of all nodes. */
   async #find(path: string, signal: AbortSignal): Promise<SharedFind | undefined> {
-    const found = new AbortController()
+    signal.throwIfAborted()
+    const over = new AbortController()
+    const asking = AbortSignal.any([signal, over.signal])
+    const found = Promise.withResolvers<SharedFind | undefined>()
     const now = performance.now()
-    const awake = this.#peers.filter((peer) => (this.#restsUntil.get(peer) ?? 0) <= now)
-    const asked = awake.map(async (peer) => {
-      const bytes = await this.#ask(peer, path, AbortSignal.any([signal, found.signal]))
-      if (bytes === undefined) throw new Error('it does not know')
-      return { bytes, peer: `peer ${peer}` }
-    })
+    const awake = this.#peers.filter(({ name }) => (this.#restsUntil.get(name) ?? 0) <= now)
+    const queue = rankHomes({ multihash: { digest: hash('sha256', path, 'buffer') } }, awake)
+      .slice(0, ASKED_MAX)
+      .map(({ name }) => name)
+    let [round, underWay] = [ASKED_FIRST, 0]
+    let timer: NodeJS.Timeout | undefined
+    const ask = async (peer: string): Promise<void> => {
+      underWay++
+      // Who sends it is waited for: others would only send it as well.
+      const bytes = await this.#ask(peer, path, asking, () => clearTimeout(timer))
+      underWay--
+      if (bytes !== undefined) found.resolve({ bytes, peer: `peer ${peer}` })
+      else if (underWay === 0) askMore()
+    }
+    const askMore = (): void => {
+      clearTimeout(timer)
+      const next = asking.aborted ? [] : queue.splice(0, round)
+      round *= 2
+      for (const peer of next) void ask(peer)
+      if (underWay === 0) found.resolve(undefined)
+      if (queue.length > 0) timer = setTimeout(askMore, HEDGE_MS)
+    }
+    askMore()
     try {
-      return await Promise.any(asked)
-    } catch {
-      signal.throwIfAborted()
-      return undefined
+      const first = await found.promise
+      if (first === undefined) signal.throwIfAborted()
+      return first
     } finally {
+      clearTimeout(timer)
       // What the others still send is not needed.
-      found.abort()
+      over.abort()
     }
   }
 
-  /** Undefined if it does not know, or cannot be asked. */
-  async #ask(peer: string, path: string, signal: AbortSignal): Promise<Uint8Array | undefined> {
+  /** Undefined if it does not know, or cannot be asked; `onKnows` is called before it sends. */
+  async #ask(
+    peer: string,
+    path: string,
+    signal: AbortSignal,
+    onKnows: () => void,
+  ): Promise<Uint8Array | undefined> {
     const late = new AbortController()
     const timer = setTimeout(
       () => late.abort(new Error(`no answer in ${this.#answerMs} ms`)),
@@ -91,7 +137,10 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
       })
       clearTimeout(timer)
       this.#restsUntil.delete(peer)
-      if (statusCode === 200) return await allOf(body, peer)
+      if (statusCode === 200) {
+        onKnows()
+        return await allOf(body, peer)
+      }
       await body.dump()
       if (statusCode !== 404) throw new Error(`it answers ${statusCode}`)
       return undefined

@@ -42,6 +42,8 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
   readonly #waiting = new Set<BlockErrand>()
   #heardMs = 0
   #isTold = false
+  /** It is no peer any more, and closed when nothing is on its way. */
+  #left: PromiseWithResolvers<void> | undefined
 
   /** `keep` is shown every block that came from it, and may not hold on to the bytes. */
   constructor(url: string, { tls, connections, keep, log }: Collaborators) {
@@ -58,6 +60,7 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
   }
 
   async get(cid: CID, signal: AbortSignal, errand: BlockErrand = NOBODYS): Promise<Uint8Array> {
+    if (this.#left !== undefined) throw new BlockError('UNAVAILABLE', `${this.name} has left`)
     const startedMs = performance.now()
     const heard = (): void => this.#heard()
     const waiting = { ...errand, isWorking: () => errand.isWorking() }
@@ -82,8 +85,17 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
       throw new BlockError(error.code, message, error.facts, error)
     } finally {
       this.#waiting.delete(waiting)
+      this.#leaveIfIdle()
       errand.escalated.removeEventListener('abort', escalate)
     }
+  }
+
+  /** Takes no more requests, and closes when those on their way are done, which they are in 30 s at most. */
+  async leave(): Promise<void> {
+    this.#left ??= Promise.withResolvers()
+    this.#leaveIfIdle()
+    await this.#left.promise
+    await this[Symbol.asyncDispose]()
   }
 
   /** Breaks off what is still on its way. */
@@ -102,6 +114,10 @@ export class ClusterPeer implements BlockProvider, AsyncDisposable {
     } catch {
       // The block itself says how the peer does.
     }
+  }
+
+  #leaveIfIdle(): void {
+    if (this.#waiting.size === 0) this.#left?.resolve()
   }
 
   #heard(): void {

@@ -1,5 +1,4 @@
 import { hash } from 'node:crypto'
-import type { CID } from 'multiformats/cid'
 
 /** A name, mixed beforehand, since every block is weighed against every one of them. */
 export type RankedName = { readonly name: string; readonly seed: readonly [number, number] }
@@ -14,7 +13,7 @@ export function rankedName(name: string): RankedName {
  * Blocks are spread evenly, and without one of the names all the others stay in their order.
  */
 export function rankHomes<Named extends RankedName>(
-  { multihash: { digest } }: CID,
+  { multihash: { digest } }: { readonly multihash: { readonly digest: Uint8Array } },
   names: readonly Named[],
 ): Named[] {
   // As good as random, but for digests of less than 8 bytes, which name no block that is taken (verify-block.ts).

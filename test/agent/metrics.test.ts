@@ -7,7 +7,8 @@ test('every metric of the agent has its unit, or that it is a count, in its name
   const named = await metrics.registry.getMetricsAsJSON()
   const own = named.map(({ name }) => name).filter((name) => !/^ipdr_(nodejs|process)_/.test(name))
   expect(own.length).toBeGreaterThan(8)
-  for (const name of own) expect(name).toMatch(/^ipdr_.*(_seconds|_bytes|_total|_depth|_mounts)$/)
+  for (const name of own)
+    expect(name).toMatch(/^ipdr_.*(_seconds|_bytes|_total|_depth|_mounts|_peers)$/)
 })
 
 test('what is counted is published, by label', async () => {
@@ -76,5 +77,6 @@ function gauges(): Parameters<Metrics['observe']>[0] {
     storeBytes: async () => 0,
     storeBytesMax: 4_096,
     keptForClusterBytes: () => 0,
+    clusterPeers: () => 0,
   }
 }

@@ -45,6 +45,7 @@ beforeAll(async () => {
     storeBytes: async () => 0,
     storeBytesMax: 0,
     keptForClusterBytes: () => 0,
+    clusterPeers: () => 0,
   })
   const found = await metrics.registry.getMetricsAsJSON()
   published = new Set(

@@ -38,8 +38,14 @@ function blockAt(place: number): { cid: CID; others: string[] } {
   }
 }
 
+function homesOf(self: string | undefined): BlockHomes {
+  const homes = new BlockHomes(kept)
+  homes.follow(self, peers)
+  return homes
+}
+
 function orderOf(cid: CID): Record<'first' | 'spare', string[]> {
-  const { first, spare } = new BlockHomes(SELF, { kept, peers }).orderFor(cid)
+  const { first, spare } = homesOf(SELF).orderFor(cid)
   return { first: first.map(({ name }) => name), spare: spare.map(({ name }) => name) }
 }
 
@@ -81,7 +87,9 @@ test('a node that is none to the others asks two of them first, and has no share
     const { cid, others } = blockAt(place)
     // Without itself the order of the others is the same.
     expect(
-      new BlockHomes(undefined, { kept, peers }).orderFor(cid).first.map(({ name }) => name),
+      homesOf(undefined)
+        .orderFor(cid)
+        .first.map(({ name }) => name),
     ).toEqual([...others.slice(0, 2), 'this node'])
   }
 })

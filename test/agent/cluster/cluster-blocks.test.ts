@@ -406,6 +406,38 @@ test('a fetch goes on when the one who asked for it leaves, and the next one get
   expect(origin.asked).toHaveLength(1)
 })
 
+test('a block that is on its way from a node that leaves the cluster still comes, and no other is asked of it', async () => {
+  const origin = new Origin()
+  const [one, two] = (await startFleet(2, origin)) as [TestNode, TestNode]
+  const urls = [one.url, two.url]
+  const cid = blockOf(origin, [two.url], urls)
+  const held = origin.hold()
+  const coming = one.blocks.get(cid, patient)
+  await expect.poll(() => origin.asked.length).toBe(1)
+  one.shared.follow({ self: one.url, others: [] })
+  held[Symbol.dispose]()
+  await coming
+  expect(one.fetched).toEqual(['cluster'])
+  expect(origin.asked).toHaveLength(1)
+  await one.blocks.get(blockOf(origin, [two.url], urls), patient)
+  expect(two.served).toEqual([5_000])
+})
+
+test('a node that comes into the cluster is a home from then on, to others and in its own eyes', async () => {
+  const origin = new Origin()
+  const [one, two] = (await startFleet(2, origin)) as [TestNode, TestNode]
+  const urls = [one.url, two.url]
+  for (const node of [one, two]) node.shared.follow({ self: undefined, others: [] })
+  await one.blocks.get(blockOf(origin, [two.url], urls), patient)
+  expect(two.served).toEqual([])
+  one.shared.follow({ self: one.url, others: [two.url] })
+  two.shared.follow({ self: two.url, others: [one.url] })
+  const cid = blockOf(origin, [two.url], urls)
+  for (const { blocks } of [two, one]) await blocks.get(cid, patient)
+  expect(two.served).toEqual([5_000])
+  expect(one.served).toEqual([])
+})
+
 test('a node that stops waits for no origin: it answers 503', async () => {
   const origin = new Origin()
   const [node] = (await startFleet(1, origin)) as [TestNode]

@@ -1,5 +1,7 @@
+import { hash } from 'node:crypto'
 import { once } from 'node:events'
 import { chmod } from 'node:fs/promises'
+import type { ServerResponse } from 'node:http'
 import { createServer, type Server } from 'node:https'
 import { createServer as createTcpServer } from 'node:net'
 import { join } from 'node:path'
@@ -8,6 +10,7 @@ import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest'
 import { ClusterClient } from '../../../agent/cluster/cluster-client.ts'
 import { clusterService } from '../../../agent/cluster/cluster-service.ts'
 import { readClusterTls } from '../../../agent/cluster/cluster-tls.ts'
+import { rankedName, rankHomes } from '../../../agent/cluster/rank-homes.ts'
 import { HttpServer } from '../../../agent/http-server.ts'
 import { LayerError } from '../../../snapshotter/errors.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
@@ -116,6 +119,58 @@ test('of several peers the first that knows is taken, whatever the others do', a
   expect((await client.sideIndex(cid, signal))?.peer).toBe(`peer ${url}`)
 })
 
+test('of many peers a few are asked, a round at a time, and the same ones first by every node', async () => {
+  const { urls, asked } = await startMany(40)
+  const { client, warnings } = clientOf(urls)
+  expect(await client.prefetchList(chain, signal)).toBeUndefined()
+  const order = rankHomes(rankOf(`/v1/prefetch/${chain}`), urls.map(rankedName))
+    .map(({ name }) => name)
+    .slice(0, 28)
+  expect(asked.slice(0, 4).toSorted()).toEqual(order.slice(0, 4).toSorted())
+  expect(asked.slice(4, 12).toSorted()).toEqual(order.slice(4, 12).toSorted())
+  expect(asked.toSorted()).toEqual(order.toSorted())
+  expect(warnings).toEqual([])
+})
+
+test('when one of the first knows no other is asked, while it sends its answer neither', async () => {
+  const sending = Promise.withResolvers<void>()
+  const { urls, asked } = await startMany(12, async (response) => {
+    response.writeHead(200)
+    response.write('li')
+    await sending.promise
+    response.end('st')
+  })
+  const { client } = clientOf(urls)
+  const found = client.prefetchList(chain, signal)
+  await expect.poll(() => asked.length).toBe(4)
+  // What others would be asked after has passed twice when one that says nothing has been given up.
+  await clientOf([await listenSilently()]).client.prefetchList(chain, signal)
+  expect(asked).toHaveLength(4)
+  sending.resolve()
+  expect(Buffer.from((await found)?.bytes ?? []).toString()).toBe('list')
+})
+
+test('first ones that say nothing do not hold up the others', async () => {
+  const { urls, asked } = await startMany(12, (response, at) => {
+    if (at >= 4) response.end('list')
+  })
+  const { client, warnings } = clientOf(urls)
+  expect(await client.prefetchList(chain, signal)).toBeDefined()
+  expect(asked.length).toBeGreaterThan(4)
+  expect(warnings).toEqual([])
+})
+
+test('those that are peers by now are asked, and those that were are not', async () => {
+  const { url, answers } = await startPeer()
+  const later = await startPeer()
+  const { client } = clientOf([url])
+  client.follow([later.url])
+  expect((await client.sideIndex(cid, signal))?.peer).toBe(`peer ${later.url}`)
+  client.follow([])
+  expect(await client.sideIndex(cid, signal)).toBeUndefined()
+  expect(answers).toEqual([])
+})
+
 test('one that accepts and says nothing is left after half a second, and not asked again for a while', async () => {
   const silent = await listenSilently()
   const { client, warnings } = clientOf([silent], ours.two, 60_000)
@@ -160,6 +215,33 @@ test('files that are not there, or that others may read, keep the agent from sta
   const loose = await failureOf(() => readClusterTls(ours.one))
   expect(loose.message).toMatch(/has mode 644.*run chmod 600/)
 })
+
+/** What decides on the order in which peers are asked for `path`. */
+function rankOf(path: string): { multihash: { digest: Uint8Array } } {
+  return { multihash: { digest: hash('sha256', path, 'buffer') } }
+}
+
+/** Peers that do not know, or answer otherwise, each with an address of its own, and which were asked in which order. */
+async function startMany(
+  count: number,
+  answer: (response: ServerResponse, at: number) => unknown = (response) =>
+    response.writeHead(404).end(),
+): Promise<{ urls: string[]; asked: string[] }> {
+  const asked: string[] = []
+  const server = createServer(readCertificate(ours.one), ({ socket }, response) => {
+    asked.push(`https://${socket.localAddress}:${socket.localPort}`)
+    answer(response, asked.length - 1)
+  })
+  server.listen(0, '0.0.0.0')
+  await once(server, 'listening')
+  onTestFinished(() => {
+    server.closeAllConnections()
+    server.close()
+  })
+  const { port } = server.address() as { port: number }
+  const urls = Array.from({ length: count }, (_, at) => `https://127.0.1.${at + 1}:${port}`)
+  return { urls, asked }
+}
 
 async function listenSilently(): Promise<string> {
   const server = createTcpServer(() => {})
