@@ -1,5 +1,5 @@
-import { existsSync, globSync, readFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { existsSync, globSync, readFileSync, writeFileSync } from 'node:fs'
+import { dirname, join, relative } from 'node:path'
 import {
   type KubernetesObject,
   loadAllYaml,
@@ -9,10 +9,13 @@ import {
   type V1DaemonSet,
   type V1Deployment,
   type V1PodSpec,
+  type V1Role,
   type V1RuntimeClass,
+  type V1Service,
 } from '@kubernetes/client-node'
 import { parse } from 'smol-toml'
 import { expect, test } from 'vitest'
+import { CLUSTER_PORT_NAME } from '../../agent/cluster/endpoint-slices.ts'
 import { parseConfig } from '../../agent/config.ts'
 import { NOT_READY_TAINT } from '../../agent/kubernetes/node-taint.ts'
 import { version } from '../../agent/version.ts'
@@ -24,6 +27,7 @@ import {
   KUBERNETES,
   objectsIn,
 } from '../support/kubernetes-manifests.ts'
+import { Scratch } from '../support/scratch.ts'
 
 const readme = readFileSync(join(KUBERNETES, 'README.md'), 'utf8')
 const config = parseConfig(agentConfig())
@@ -127,6 +131,80 @@ test('only the container of the agent is privileged, and only that of the taint 
   expect(readme).toContain(`${NOT_READY_TAINT.key}=:${NOT_READY_TAINT.effect}`)
 })
 
+test('with cluster-peers the container of the agent may see addresses, in its own namespace, and nothing else is added', () => {
+  const [role, binding, ...more] = objectsIn('components/cluster-peers/access.yaml')
+  expect(more).toEqual([])
+  expect(role).toMatchObject({ kind: 'Role', metadata: { namespace: 'ipdr-system' } })
+  expect((role as V1Role).rules).toEqual([
+    { apiGroups: ['discovery.k8s.io'], resources: ['endpointslices'], verbs: ['list', 'watch'] },
+  ])
+  expect(binding).toMatchObject({
+    kind: 'RoleBinding',
+    roleRef: { kind: 'Role', name: role?.metadata?.name },
+    subjects: [{ kind: 'ServiceAccount', name: spec.serviceAccountName, namespace: 'ipdr-system' }],
+  })
+})
+
+test.each(['runtime-class', 'whole-node'])(
+  'over %s, cluster-peers has the Service find the port that the README has the agent listen on, and the key is for it alone',
+  async (overlay) => {
+    await using scratch = Scratch.open('kustomize')
+    const kustomization = {
+      apiVersion: 'kustomize.config.k8s.io/v1beta1',
+      kind: 'Kustomization',
+      resources: [relative(scratch.dir, join(KUBERNETES, 'overlays', overlay))],
+      components: [relative(scratch.dir, join(KUBERNETES, 'components/cluster-peers'))],
+    }
+    // YAML is a superset of JSON.
+    writeFileSync(join(scratch.dir, 'kustomization.yaml'), JSON.stringify(kustomization))
+    const objects = loadAllYaml(await kubectl(['kustomize', scratch.dir])) as KubernetesObject[]
+    const { cluster } = parseConfig({ cluster: documentedCluster() })
+    const set = objects.find(({ kind }) => kind === 'DaemonSet') as V1DaemonSet
+    const service = objects.find(({ kind }) => kind === 'Service') as V1Service
+    expect(service.metadata).toMatchObject({
+      name: cluster.kubernetes?.service,
+      namespace: cluster.kubernetes?.namespace,
+    })
+    expect(service.spec?.clusterIP).toBe('None')
+    expect(service.spec?.ipFamilyPolicy).toBe('SingleStack')
+    expect(service.spec?.selector).toEqual(set.spec?.selector.matchLabels)
+    const pod = set.spec?.template.spec
+    const container = pod?.containers.find(({ name }) => name === 'agent')
+    const port = container?.ports?.find(({ name }) => name === CLUSTER_PORT_NAME)
+    expect(port?.containerPort).toBe(cluster.listen?.port)
+    expect(service.spec?.ports).toEqual([
+      { name: CLUSTER_PORT_NAME, port: cluster.listen?.port, targetPort: CLUSTER_PORT_NAME },
+    ])
+    const tls = container?.volumeMounts?.find(({ name }) => name === 'cluster-tls')
+    for (const file of Object.values(cluster.tls ?? {})) expect(dirname(file)).toBe(tls?.mountPath)
+    // What the agent refuses: a key that a group may read, as a pod with an fsGroup has it (agent/keys/read-secret-file.ts).
+    expect(pod?.securityContext?.fsGroup).toBeUndefined()
+    expect(pod?.volumes?.find(({ name }) => name === 'cluster-tls')?.secret).toMatchObject({
+      defaultMode: 0o400,
+    })
+    expect(readme).toContain(
+      `create secret generic ${pod?.volumes?.find(({ name }) => name === 'cluster-tls')?.secret?.secretName} `,
+    )
+    const withKey = pod?.containers.filter(({ volumeMounts }) =>
+      volumeMounts?.some(({ name }) => name === 'cluster-tls'),
+    )
+    expect(withKey).toEqual([container])
+    // Where clients of the API look for it, and what was there before is there still.
+    const token = '/var/run/secrets/kubernetes.io/serviceaccount'
+    for (const { volumeMounts } of pod?.containers ?? []) {
+      expect(volumeMounts).toContainEqual({ name: 'token', mountPath: token, readOnly: true })
+    }
+    expect(container?.volumeMounts).toEqual(expect.arrayContaining(agent.volumeMounts ?? []))
+    expect(container?.ports).toEqual(expect.arrayContaining(agent.ports ?? []))
+  },
+)
+
+/** What the README has operators add to config.json. */
+function documentedCluster(): unknown {
+  const [, json = ''] = /^ {4}"cluster": (\{\n(?: {4}.*\n)*? {4}\})$/m.exec(readme) ?? []
+  return JSON.parse(json)
+}
+
 test.each([
   ['runtime-class', 'runtime-class-2.toml', 'ipdr', 'ipdr'],
   ['whole-node', 'daemonset-2.toml', 'ipdr-bootstrap', 'overlayfs'],
@@ -145,7 +223,7 @@ test.each([
 
 test('what kustomizations name is there, the image in the version of the sources', () => {
   const paths = globSync(`${KUBERNETES}/**/kustomization.yaml`)
-  expect(paths).toHaveLength(4)
+  expect(paths).toHaveLength(5)
   for (const path of paths) {
     const {
       resources = [],

@@ -4,26 +4,31 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { setImmediate } from 'node:timers/promises'
 
 type KubeObject = {
-  readonly metadata: { readonly namespace: string; readonly name: string }
+  readonly metadata: {
+    readonly namespace: string
+    readonly name: string
+    readonly labels?: Readonly<Record<string, string>>
+  }
   readonly [field: string]: unknown
 }
 
-type Kind = 'secrets' | 'pods'
+type Kind = 'secrets' | 'pods' | 'endpointslices'
 type WatchEvent = { readonly type: string; readonly object: KubeObject }
 type Stored = KubeObject & { readonly metadata: { readonly resourceVersion: string } }
 type Query = {
   readonly kind: Kind
   readonly namespace: string | undefined
   readonly field: string[]
+  readonly label: string[]
 }
 
 /** What a server without TLS asks of who connects, so that we see that we send it. */
 export const KUBE_TOKEN = 'kube-token'
 
 /**
- * A server that lists and watches secrets and pods as kube-apiserver does (Kubernetes API concepts, "Efficient detection of
+ * A server that lists and watches secrets, pods and EndpointSlices as kube-apiserver does (Kubernetes API concepts, "Efficient detection of
  * changes"), and nothing else: a list with a resource version, then events as JSON lines from that version on, field selectors
- * on `type` and `spec.nodeName`, 410 for a version that it has forgotten. What a real one does is tried in test/peers.
+ * on `type` and `spec.nodeName`, a label by its value, 410 for a version that it has forgotten. What a real one does is tried in test/peers.
  */
 export class KubeApi implements AsyncDisposable {
   readonly url: string
@@ -31,6 +36,8 @@ export class KubeApi implements AsyncDisposable {
   readonly asked: string[] = []
   /** Answers every request with this status while it is set. */
   failing: number | undefined
+  /** Is in every list before all else, whatever it is. */
+  readonly strange: unknown[] = []
   readonly #objects = new Map<string, { kind: Kind; object: Stored }>()
   readonly #watchers = new Set<{ query: Query; response: ServerResponse }>()
   readonly #close: () => Promise<void>
@@ -91,6 +98,11 @@ export class KubeApi implements AsyncDisposable {
     this.#tell(kind, { type: 'DELETED', object: { ...found.object, metadata } })
   }
 
+  /** Tells all who watch of anything. */
+  tell(type: string, object: unknown): void {
+    for (const { response } of this.#watchers) write(response, { type, object })
+  }
+
   /** Ends every watch, as a server that restarts does; with `forget`, what happened before is gone. */
   async disconnect(forget = false): Promise<void> {
     if (forget) this.#oldest = ++this.#version
@@ -106,7 +118,9 @@ export class KubeApi implements AsyncDisposable {
   #answer(request: IncomingMessage, response: ServerResponse): void {
     this.asked.push(request.url ?? '')
     const url = new URL(request.url ?? '', this.url)
-    const found = /^\/api\/v1(?:\/namespaces\/([^/]+))?\/(secrets|pods)$/.exec(url.pathname)
+    const found =
+      /^\/api\/v1(?:\/namespaces\/([^/]+))?\/(secrets|pods)$/.exec(url.pathname) ??
+      /^\/apis\/discovery\.k8s\.io\/v1\/namespaces\/([^/]+)\/(endpointslices)$/.exec(url.pathname)
     const code =
       this.failing ??
       (found === null ? 404 : request.headers.authorization === `Bearer ${KUBE_TOKEN}` ? 200 : 401)
@@ -118,6 +132,7 @@ export class KubeApi implements AsyncDisposable {
       kind: found?.[2] as Kind,
       namespace: found?.[1],
       field: (url.searchParams.get('fieldSelector') ?? '').split('='),
+      label: (url.searchParams.get('labelSelector') ?? '').split('='),
     }
     if (url.searchParams.get('watch') === 'true') {
       this.#watch(query, Number(url.searchParams.get('resourceVersion')), response)
@@ -127,7 +142,12 @@ export class KubeApi implements AsyncDisposable {
       .filter(({ kind, object }) => isWanted(query, kind, object))
       .map(({ object }) => object)
     const resourceVersion = String(this.#version)
-    send(response, 200, { apiVersion: 'v1', kind: 'List', metadata: { resourceVersion }, items })
+    send(response, 200, {
+      apiVersion: 'v1',
+      kind: 'List',
+      metadata: { resourceVersion },
+      items: [...this.strange, ...items],
+    })
   }
 
   #watch(query: Query, since: number, response: ServerResponse): void {
@@ -154,10 +174,12 @@ export class KubeApi implements AsyncDisposable {
   }
 }
 
-function isWanted({ kind, namespace, field }: Query, of: Kind, object: KubeObject): boolean {
+function isWanted({ kind, namespace, field, label }: Query, of: Kind, object: KubeObject): boolean {
   if (kind !== of || (namespace !== undefined && namespace !== object.metadata.namespace)) {
     return false
   }
+  const [key = '', wanted] = label
+  if (key !== '' && object.metadata.labels?.[key] !== wanted) return false
   const [name = '', value] = field
   const found = name
     .split('.')
@@ -165,7 +187,10 @@ function isWanted({ kind, namespace, field }: Query, of: Kind, object: KubeObjec
   return name === '' || found === value
 }
 
-function write(response: ServerResponse, event: WatchEvent): void {
+function write(
+  response: ServerResponse,
+  event: { readonly type: string; readonly object: unknown },
+): void {
   response.write(`${JSON.stringify(event)}\n`)
 }
 

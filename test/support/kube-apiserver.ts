@@ -296,12 +296,15 @@ export class KubeApiServer implements AsyncDisposable {
   }
 
   async #may(user: string, right: string, namespace: string | undefined): Promise<boolean> {
-    const [verb = '', resource = ''] = right.split(' ')
+    const [verb = '', group = '', resource = ''] = right.split(/[ /]/)
     const { status } = await this.admin
       .makeApiClient(AuthorizationV1Api)
       .createSubjectAccessReview({
         body: {
-          spec: { user, resourceAttributes: { verb, resource, ...(namespace && { namespace }) } },
+          spec: {
+            user,
+            resourceAttributes: { verb, group, resource, ...(namespace && { namespace }) },
+          },
         },
       })
     return status?.allowed === true
@@ -331,9 +334,10 @@ export function etcdCommand(): string[] {
   return SuitePrograms.unpack('trixie', 'etcd', 'etcd-server').command('usr/bin/etcd')
 }
 
-/** `<verb> <resource>` of everything that the rule allows in the core group. */
-function rightsOf({ verbs, resources = [] }: V1PolicyRule): string[] {
-  return verbs.flatMap((verb) => resources.map((resource) => `${verb} ${resource}`))
+/** `<verb> <group>/<resource>` of everything that the rule allows; the core group has no name. */
+function rightsOf({ verbs, apiGroups = [], resources = [] }: V1PolicyRule): string[] {
+  const named = apiGroups.flatMap((group) => resources.map((resource) => `${group}/${resource}`))
+  return verbs.flatMap((verb) => named.map((name) => `${verb} ${name}`))
 }
 
 /** What was written is seen by the server a moment later: it watches etcd as we watch it. */
