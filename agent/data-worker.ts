@@ -86,7 +86,7 @@ export async function runDataWorker(
     let names = clusterMembers(config.cluster, [])
     const peers =
       tls && (names.others.length > 0 || kubernetes !== undefined)
-        ? opened.use(new ClusterClient(names.others, { tls, log: log.child({ part: 'cluster' }) }))
+        ? opened.use(new ClusterClient(names, { tls, log: log.child({ part: 'cluster' }) }))
         : undefined
     const shared =
       tls && config.cluster.blocks.share
@@ -115,7 +115,7 @@ export async function runDataWorker(
     } else {
       const onNodes = (found: readonly FoundNode[]): void => {
         names = clusterMembers(config.cluster, found)
-        peers?.follow(names.others)
+        peers?.follow(names)
         shared?.follow(names)
       }
       opened.use(new KubernetesPeers(kubernetes, { log: log.child({ part: 'cluster' }), onNodes }))

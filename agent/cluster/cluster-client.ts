@@ -3,7 +3,9 @@ import { Agent } from 'undici'
 import type { ClusterPeers, SharedFind } from '../../snapshotter/cluster-peers.ts'
 import type { Log } from '../../snapshotter/log.ts'
 import { type ClusterTls, connectOptions } from './cluster-tls.ts'
+import type { ClusterNames } from './own-address.ts'
 import { type RankedName, rankedName, rankHomes } from './rank-homes.ts'
+import { ASKED_BY_HEADER, NODE_HEADER, nodesNamed } from './who-asked.ts'
 
 /** How long a peer has to say whether it knows, in ms. 500: a hand-shake and a round trip on a network of 100 ms. */
 const ANSWER_MS = 500
@@ -32,6 +34,7 @@ type Options = { readonly answerMs?: number; readonly restMs?: number }
 /** Asks the agents of other nodes, a few at a time and not all of many, over TLS by which both sides know each other. */
 export class ClusterClient implements ClusterPeers, AsyncDisposable {
   #peers: readonly RankedName[] = []
+  #self: string | undefined
   readonly #http: Agent
   readonly #log: Pick<Log, 'warn'>
   readonly #answerMs: number
@@ -39,11 +42,11 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
   readonly #restsUntil = new Map<string, number>()
 
   constructor(
-    peers: readonly string[],
+    names: ClusterNames,
     { tls, log }: { readonly tls: ClusterTls; readonly log: Pick<Log, 'warn'> },
     { answerMs = ANSWER_MS, restMs = REST_MS }: Options = {},
   ) {
-    this.follow(peers)
+    this.follow(names)
     this.#log = log
     this.#answerMs = answerMs
     this.#restMs = restMs
@@ -54,9 +57,10 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
     })
   }
 
-  /** From now on these are asked. */
-  follow(peers: readonly string[]): void {
-    this.#peers = peers.map((url) => rankedName(url.replace(/\/$/, '')))
+  /** From now on the cluster is these. */
+  follow({ self, others }: ClusterNames): void {
+    this.#self = self
+    this.#peers = others.map((url) => rankedName(url.replace(/\/$/, '')))
     const known = new Set(this.#peers.map(({ name }) => name))
     for (const peer of this.#restsUntil.keys()) {
       if (!known.has(peer)) this.#restsUntil.delete(peer)
@@ -75,7 +79,10 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
     await this.#http.destroy()
   }
 
-  /** The first answer that is one. What is asked for decides who is asked first, the same of all nodes. */
+  /**
+   * The first answer that is one. What is asked for decides who is asked first, the same of all nodes, so that these can name others who
+   * asked before and may know by now.
+   */
   async #find(path: string, signal: AbortSignal): Promise<SharedFind | undefined> {
     signal.throwIfAborted()
     const over = new AbortController()
@@ -83,26 +90,36 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
     const found = Promise.withResolvers<SharedFind | undefined>()
     const now = performance.now()
     const awake = this.#peers.filter(({ name }) => (this.#restsUntil.get(name) ?? 0) <= now)
-    const queue = rankHomes({ multihash: { digest: hash('sha256', path, 'buffer') } }, awake)
-      .slice(0, ASKED_MAX)
-      .map(({ name }) => name)
-    let [round, underWay] = [ASKED_FIRST, 0]
+    // In this order, each until it is asked.
+    const left = new Set(
+      rankHomes({ multihash: { digest: hash('sha256', path, 'buffer') } }, awake).map(
+        ({ name }) => name,
+      ),
+    )
+    let [round, asked, underWay] = [ASKED_FIRST, 0, 0]
     let timer: NodeJS.Timeout | undefined
     const ask = async (peer: string): Promise<void> => {
+      if (asked >= ASKED_MAX || asking.aborted || !left.delete(peer)) return
+      asked++
       underWay++
-      // Who sends it is waited for: others would only send it as well.
-      const bytes = await this.#ask(peer, path, asking, () => clearTimeout(timer))
+      const bytes = await this.#ask(peer, path, {
+        signal: asking,
+        // Who sends it is waited for: others would only send it as well.
+        onKnows: () => clearTimeout(timer),
+        onNamed: (nodes) => {
+          for (const node of nodes) void ask(node)
+        },
+      })
       underWay--
       if (bytes !== undefined) found.resolve({ bytes, peer: `peer ${peer}` })
       else if (underWay === 0) askMore()
     }
     const askMore = (): void => {
       clearTimeout(timer)
-      const next = asking.aborted ? [] : queue.splice(0, round)
+      for (const peer of [...left].slice(0, round)) void ask(peer)
       round *= 2
-      for (const peer of next) void ask(peer)
       if (underWay === 0) found.resolve(undefined)
-      if (queue.length > 0) timer = setTimeout(askMore, HEDGE_MS)
+      else timer = setTimeout(askMore, HEDGE_MS)
     }
     askMore()
     try {
@@ -110,18 +127,25 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
       if (first === undefined) signal.throwIfAborted()
       return first
     } finally {
-      clearTimeout(timer)
-      // What the others still send is not needed.
+      // What the others still send is not needed, and nobody else is asked.
       over.abort()
+      clearTimeout(timer)
     }
   }
 
-  /** Undefined if it does not know, or cannot be asked; `onKnows` is called before it sends. */
+  /** Undefined if it does not know, or cannot be asked. `onKnows` is called before it sends, `onNamed` with who else asked it. */
   async #ask(
     peer: string,
     path: string,
-    signal: AbortSignal,
-    onKnows: () => void,
+    {
+      signal,
+      onKnows,
+      onNamed,
+    }: {
+      readonly signal: AbortSignal
+      readonly onKnows: () => void
+      readonly onNamed: (nodes: readonly string[]) => void
+    },
   ): Promise<Uint8Array | undefined> {
     const late = new AbortController()
     const timer = setTimeout(
@@ -129,10 +153,11 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
       this.#answerMs,
     )
     try {
-      const { statusCode, body } = await this.#http.request({
+      const { statusCode, headers, body } = await this.#http.request({
         origin: peer,
         path,
         method: 'GET',
+        ...(this.#self !== undefined && { headers: { [NODE_HEADER]: this.#self } }),
         signal: AbortSignal.any([signal, late.signal]),
       })
       clearTimeout(timer)
@@ -143,6 +168,7 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
       }
       await body.dump()
       if (statusCode !== 404) throw new Error(`it answers ${statusCode}`)
+      onNamed(nodesNamed(headers[ASKED_BY_HEADER]))
       return undefined
     } catch (error) {
       if (signal.aborted) return undefined

@@ -39,13 +39,16 @@ const chain = digestOf(Buffer.from('chain'))
 const index = Buffer.alloc(300_000, 7)
 
 /** A peer that knows one layer and one image. */
-async function startPeer(certificate = ours.one): Promise<{ url: string; answers: string[] }> {
+async function startPeer(
+  certificate = ours.one,
+  isKnown: (askedChain: string) => boolean = (asked) => asked === chain,
+): Promise<{ url: string; answers: string[] }> {
   const answers: string[] = []
   const unknown = new LayerError('NOT_FOUND', 'it is not on this node')
   const service = clusterService({
     sideIndex: (asked) => (asked === cid ? Promise.resolve(index) : Promise.reject(unknown)),
     prefetchList: (asked) =>
-      asked === chain ? Promise.resolve(Buffer.from('list')) : Promise.reject(unknown),
+      isKnown(asked) ? Promise.resolve(Buffer.from('list')) : Promise.reject(unknown),
     onAnswer: (what, found) => answers.push(`${what} ${found}`),
   })
   const tls = { ...readCertificate(certificate), requestCert: true, rejectUnauthorized: true }
@@ -61,7 +64,11 @@ function clientOf(
 ): { client: ClusterClient; warnings: string[] } {
   const warnings: string[] = []
   const log = { warn: (_facts: object, sentence: string) => void warnings.push(sentence) }
-  const client = new ClusterClient(urls, { tls: readCertificate(certificate), log }, { restMs })
+  const client = new ClusterClient(
+    { self: undefined, others: urls },
+    { tls: readCertificate(certificate), log },
+    { restMs },
+  )
   onTestFinished(() => client[Symbol.asyncDispose]())
   return { client, warnings }
 }
@@ -160,13 +167,66 @@ test('first ones that say nothing do not hold up the others', async () => {
   expect(warnings).toEqual([])
 })
 
+test('of many peers one that alone knows is found, since those who are asked first name it, and none that is no peer is asked', async () => {
+  let wanted = chain
+  const alone = await startPeer(ours.one, (asked) => asked === wanted)
+  const { urls, asked } = await startMany(40, (response) => {
+    response.setHeader('ipdr-asked-by', ['https://127.0.0.1:1', alone.url].join(', '))
+    response.writeHead(404).end()
+  })
+  const all = [alone.url, ...urls]
+  // One that it would be asked for last.
+  for (let at = 0; ; at++) {
+    wanted = digestOf(Buffer.from(`chain ${at}`))
+    const order = rankHomes(rankOf(`/v1/prefetch/${wanted}`), all.map(rankedName))
+    if (order.at(-1)?.name === alone.url) break
+  }
+  const { client, warnings } = clientOf(all)
+  const found = await client.prefetchList(wanted, signal)
+  expect(found?.peer).toBe(`peer ${alone.url}`)
+  expect(asked.length).toBeLessThanOrEqual(4)
+  expect(warnings).toEqual([])
+})
+
+test('a peer that does not know names those who asked it before', async () => {
+  const [home, learner] = [await startPeer(), await startPeer()]
+  const wanted = digestOf(Buffer.from('wanted'))
+  const asking = (self: string): ClusterClient => {
+    const client = clientOf([]).client
+    client.follow({ self, others: [home.url, learner.url].filter((url) => url !== self) })
+    return client
+  }
+  // The learner asks the home, in vain, and then learns it.
+  expect(await asking(learner.url).prefetchList(wanted, signal)).toBeUndefined()
+  const { statusCode, headers } = await askedAs(home.url, `/v1/prefetch/${wanted}`)
+  expect({ statusCode, named: headers['ipdr-asked-by'] }).toEqual({
+    statusCode: 404,
+    named: learner.url,
+  })
+  const other = await askedAs(home.url, `/v1/prefetch/${digestOf(Buffer.from('x'))}`)
+  expect(other.headers['ipdr-asked-by']).toBeUndefined()
+})
+
+/** The answer to a node of the cluster that does not tell its name. */
+async function askedAs(
+  url: string,
+  path: string,
+): Promise<{ statusCode: number; headers: Record<string, unknown> }> {
+  const connect = { ...readCertificate(ours.two), checkServerIdentity: () => undefined }
+  const dispatcher = new Agent({ connect })
+  onTestFinished(() => dispatcher.destroy())
+  const { statusCode, headers, body } = await request(`${url}${path}`, { dispatcher })
+  await body.dump()
+  return { statusCode, headers }
+}
+
 test('those that are peers by now are asked, and those that were are not', async () => {
   const { url, answers } = await startPeer()
   const later = await startPeer()
   const { client } = clientOf([url])
-  client.follow([later.url])
+  client.follow({ self: undefined, others: [later.url] })
   expect((await client.sideIndex(cid, signal))?.peer).toBe(`peer ${later.url}`)
-  client.follow([])
+  client.follow({ self: undefined, others: [] })
   expect(await client.sideIndex(cid, signal)).toBeUndefined()
   expect(answers).toEqual([])
 })
