@@ -51,7 +51,6 @@ type Slice = z.infer<typeof sliceSchema>
 type Endpoint = FoundNode & {
   /** What two addresses of one node have in common. */
   readonly node: string
-  readonly isIPv6: boolean
 }
 
 /** Where no other node is: nowhere, this one, the link, everybody. Each of its family: IPv4 would be found among what IPv6 has of it. */
@@ -169,11 +168,11 @@ function endpointsOf({ addressType, ports, endpoints }: Slice): {
       problem ??= `has an endpoint that is left out, number ${at}: ${shown} is no ${addressType} address of another node`
       continue
     }
-    const isIPv6 = addressType === 'IPv6'
-    const url = new URL(`https://${isIPv6 ? `[${address}]` : address}:${port}`).origin
+    const url = new URL(`https://${addressType === 'IPv6' ? `[${address}]` : address}:${port}`)
+      .origin
     // Not told means ready.
     const isReady = endpoint.conditions?.ready !== false
-    found.push({ url, isReady, isIPv6, node: endpoint.nodeName ?? url })
+    found.push({ url, isReady, node: endpoint.nodeName ?? url })
   }
   return { endpoints: found, problem }
 }
@@ -196,7 +195,7 @@ function blockList(
 
 function isBefore(a: Endpoint, b: Endpoint): boolean {
   if (a.isReady !== b.isReady) return a.isReady
-  if (a.isIPv6 !== b.isIPv6) return b.isIPv6
+  // IPv4 first: a digit sorts before a bracket.
   return a.url < b.url
 }
 

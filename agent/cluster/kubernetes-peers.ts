@@ -23,7 +23,6 @@ export class KubernetesPeers implements AsyncDisposable {
   readonly #log: Collaborators['log']
   readonly #what: string
   #timer: NodeJS.Timeout | undefined
-  #isListed = false
   #last: string | undefined
 
   constructor(
@@ -54,10 +53,7 @@ export class KubernetesPeers implements AsyncDisposable {
       log,
       what,
       page: 'node-image/kubernetes/README.md',
-      onListed: () => {
-        this.#isListed = true
-        this.#tell()
-      },
+      onListed: () => this.#tell(),
     })
   }
 
@@ -67,8 +63,6 @@ export class KubernetesPeers implements AsyncDisposable {
   }
 
   #gather(): void {
-    // Half a list would be another cluster.
-    if (!this.#isListed) return
     this.#timer ??= setTimeout(() => this.#tell(), GATHER_MS).unref()
   }
 

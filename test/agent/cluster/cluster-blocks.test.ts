@@ -425,17 +425,21 @@ test('a block that is on its way from a node that leaves the cluster still comes
 
 test('a node that comes into the cluster is a home from then on, to others and in its own eyes', async () => {
   const origin = new Origin()
-  const [one, two] = (await startFleet(2, origin)) as [TestNode, TestNode]
-  const urls = [one.url, two.url]
-  for (const node of [one, two]) node.shared.follow({ self: undefined, others: [] })
-  await one.blocks.get(blockOf(origin, [two.url], urls), patient)
-  expect(two.served).toEqual([])
-  one.shared.follow({ self: one.url, others: [two.url] })
-  two.shared.follow({ self: two.url, others: [one.url] })
-  const cid = blockOf(origin, [two.url], urls)
-  for (const { blocks } of [two, one]) await blocks.get(cid, patient)
-  expect(two.served).toEqual([5_000])
-  expect(one.served).toEqual([])
+  const [one, two, three] = (await startFleet(3, origin)) as [TestNode, TestNode, TestNode]
+  const urls = [one.url, two.url, three.url]
+  const follow = (node: TestNode, names: readonly string[], isNamed = true): void =>
+    node.shared.follow({
+      self: isNamed ? node.url : undefined,
+      others: names.filter((name) => name !== node.url),
+    })
+  for (const node of [one, two]) follow(node, [one.url, two.url])
+  follow(three, [], false)
+  await one.blocks.get(blockOf(origin, [three.url, two.url], urls), patient)
+  expect([two.served, three.served]).toEqual([[5_000], []])
+  for (const node of [one, two, three]) follow(node, urls)
+  const cid = blockOf(origin, [three.url, two.url], urls)
+  for (const { blocks } of [three, two, one]) await blocks.get(cid, patient)
+  expect([two.served, three.served]).toEqual([[5_000], [5_000, 5_000]])
 })
 
 test('a node that stops waits for no origin: it answers 503', async () => {

@@ -31,18 +31,22 @@ test('a cluster of 256 nodes is one cell', () => {
 })
 
 // Goal: in a large cluster every node asks some hundreds, and those whom it asks would ask it, so that they agree on whose home is where.
-// Method: 5,000 nodes, each of which finds its own cell.
+// Method: 5,000 nodes, of which every fiftieth finds its own cell.
 test('of 5,000 nodes each is in one cell, of hundreds, that all of its nodes see alike', () => {
   const nodes = Array.from({ length: 5_000 }, (_, at) => nodeAt(at))
-  const cells = new Map<string, number>()
-  for (let at = 0; at < 300; at++) {
+  const cells = new Set<string>()
+  for (let at = 0; at < nodes.length; at += 50) {
     const { self = '', others } = clusterMembers({ listen, peers: [] }, nodes, [addressAt(at)])
     const cell = [self, ...others].toSorted().join()
-    cells.set(cell, (cells.get(cell) ?? 0) + 1)
+    cells.add(cell)
     expect(others.length).toBeGreaterThan(80)
     expect(others.length).toBeLessThan(300)
   }
-  expect(cells.size).toBe(32)
+  // Of 32, some of them more than once: cells overlap nowhere.
+  const members = [...cells].flatMap((cell) => cell.split(','))
+  expect(new Set(members).size).toBe(members.length)
+  expect(cells.size).toBeGreaterThan(20)
+  expect(cells.size).toBeLessThanOrEqual(32)
 })
 
 test('a node that does not know its name belongs to one of the cells too', () => {

@@ -28,21 +28,25 @@ type Watching = {
 }
 
 async function watching(prepare: (api: KubeApi) => void): Promise<Watching> {
-  const dir = mkdtempSync(join(tmpdir(), 'kube-'))
-  onTestFinished(() => rmSync(dir, { recursive: true }))
   const api = await KubeApi.start()
   onTestFinished(() => api[Symbol.asyncDispose]())
   prepare(api)
+  return { api, ...watch(api) }
+}
+
+function watch(api: KubeApi, service = SERVICE): Omit<Watching, 'api'> {
+  const dir = mkdtempSync(join(tmpdir(), 'kube-'))
+  onTestFinished(() => rmSync(dir, { recursive: true }))
   const kubeconfig = join(dir, 'kubeconfig')
   api.writeKubeconfig(kubeconfig)
   const log = listeningLog()
   const told: string[][] = []
   const peers = new KubernetesPeers(
-    { kubeconfig, namespace: NAMESPACE, service: SERVICE },
+    { kubeconfig, namespace: NAMESPACE, service },
     { log, onNodes: (nodes) => told.push(nodes.map(({ url }) => new URL(url).hostname)) },
   )
   onTestFinished(() => peers[Symbol.asyncDispose]())
-  return { api, log, told }
+  return { log, told }
 }
 
 const patience = { timeout: 20_000 }
@@ -60,9 +64,13 @@ test('the nodes of the Service are told all together, and of no other; only its 
 
 test('changes that come together are told once, and one that changes no node is not', async () => {
   const { api, told } = await watching((api) => api.put('endpointslices', slice('a', ['10.0.0.1'])))
-  await expect.poll(() => told, patience).toEqual([['10.0.0.1']])
+  const other = watch(api, 'other')
+  await expect.poll(() => other.told, patience).toEqual([[]])
   api.put('endpointslices', slice('a', ['10.0.0.1']))
-  await expect.poll(() => api.asked.filter((asked) => asked.includes('watch=true'))).toHaveLength(1)
+  api.put('endpointslices', slice('o', ['10.0.0.9'], 'other'))
+  // Both are gathered for as long.
+  await expect.poll(() => other.told, patience).toHaveLength(2)
+  expect(told).toEqual([['10.0.0.1']])
   for (let at = 2; at <= 9; at++) api.put('endpointslices', slice(`s${at}`, [`10.0.0.${at}`]))
   await expect.poll(() => told, patience).toHaveLength(2)
   expect(told[1]).toHaveLength(9)
