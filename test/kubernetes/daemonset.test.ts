@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import type { V1Pod } from '@kubernetes/client-node'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { NOT_READY_TAINT } from '../../agent/kubernetes/node-taint.ts'
+import { makeCertificates } from '../support/cluster-certificates.ts'
 import { ControlGroup } from '../support/control-group.ts'
 import { DaemonSetCluster } from '../support/daemonset-cluster.ts'
 import {
@@ -21,13 +22,14 @@ import { seeded } from '../support/seeded.ts'
 const REPLICAS = 3
 
 const opened = new AsyncDisposableStack()
+let scratch: Scratch
 let node: DaemonSetCluster
 let deployment: ReadingDeployment
 /** What the Deployment is rolled to, one after the other. */
 let images: readonly [string, string, string, string]
 
 beforeAll(async () => {
-  const scratch = opened.use(Scratch.open('kubernetes-pods'))
+  scratch = opened.use(Scratch.open('kubernetes-pods'))
   node = opened.use(await DaemonSetCluster.start({ scratch, overlay: 'whole-node' }))
   const parts = { scratch, publisher: node.publisher, random: seeded(12), pauseS: 0.4 }
   const publish = (version: string): Promise<string> => publishReader(version, parts)
@@ -116,6 +118,28 @@ test.each(strikes.map((strike) => [strike.what, strike] as const))(
   },
   600_000,
 )
+
+test('with cluster-peers the agent finds itself through the API, and its key is for it alone', async () => {
+  const { node: own } = await makeCertificates(join(scratch.dir, 'certificates'), ['node'])
+  const files = [`tls.crt=${own.certFile}`, `tls.key=${own.keyFile}`, `ca.crt=${own.caFile}`]
+  await node.makeSecret('ipdr-agent-cluster', files)
+  const inPod = (name: string): string => `/etc/ipdr-agent-cluster/${name}`
+  const tls = {
+    certFile: inPod('tls.crt'),
+    keyFile: inPod('tls.key'),
+    caFile: inPod('ca.crt'),
+  }
+  const cluster = { listen: '0.0.0.0:5082', kubernetes: {}, tls }
+  const before = await node.readyAgentPod()
+  await node.apply({ config: { cluster }, components: ['cluster-peers'] })
+  const pod = await node.readyAgentPod(before)
+  // The slice is the controller's own. At the address of this node there is nobody, and so somebody else.
+  expect(node.logOf(pod)).toContain('peers of Service ipdr-system/ipdr-agent: ')
+  await expect.poll(() => node.metric('ipdr_cluster_peers'), patience).toBe(1)
+  // The other container, which is nobody, still reads its token.
+  await node.taint()
+  await expect.poll(() => node.taints(), { ...patience, timeout: 120_000 }).toEqual([])
+}, 600_000)
 
 test('all of it is deleted, and nothing is left on the node', async () => {
   const { machine, kubelet, containerd, cri } = node

@@ -47,7 +47,7 @@ export class DaemonSetCluster implements AsyncDisposable {
   readonly keeperGroup: string
   readonly #core: CoreV1Api
   /** What the user applies. */
-  readonly #overlay: string
+  readonly #overlay: Overlay
   readonly #opened: AsyncDisposableStack
 
   private constructor(
@@ -55,7 +55,7 @@ export class DaemonSetCluster implements AsyncDisposable {
       DaemonSetCluster,
       'cluster' | 'publisher' | 'machine' | 'containerd' | 'cri' | 'kubelet' | 'keeperGroup'
     >,
-    overlay: string,
+    overlay: Overlay,
     opened: AsyncDisposableStack,
   ) {
     const { cluster, publisher, machine, containerd, cri, kubelet, keeperGroup } = parts
@@ -112,25 +112,27 @@ export class DaemonSetCluster implements AsyncDisposable {
     )
     await importAgent(image, { containerd, cri })
     const keeperGroup = `${dirname(containerd.cgroup)}/fuse-keeper`
-    const overlay = writeOverlay(scratch, options.overlay, {
+    const config = {
       ...agentConfig(),
       ipfs: { gateways: [publisher.gatewayUrl] },
       fuseKeeper: { controlGroup: keeperGroup },
       // So that bytes are missing until a container reads them.
       prefetch: { replay: false },
-    })
+    }
+    const overlay = { name: options.overlay, dir: join(scratch.dir, 'overlay'), config }
     const parts = { cluster, publisher, machine, containerd, cri, kubelet, keeperGroup }
     return new DaemonSetCluster(parts, overlay, opened.move())
   }
 
-  /** Applies the overlay, without waiting for anything. */
-  async apply(): Promise<void> {
-    await this.kube('apply', '-k', this.#overlay)
+  /** Applies the overlay, with more configuration and components if they are given, without waiting for anything. */
+  async apply(more: OverlayAdditions = {}): Promise<void> {
+    writeOverlay(this.#overlay, more)
+    await this.kube('apply', '-k', this.#overlay.dir)
   }
 
   /** Deletes what the overlay made, and waits until the agent's pod is gone. */
   async delete(): Promise<void> {
-    await this.kube('delete', '-k', this.#overlay)
+    await this.kube('delete', '-k', this.#overlay.dir)
     await vi.waitUntil(async () => (await this.agentPods()).length === 0, patience)
   }
 
@@ -173,6 +175,19 @@ export class DaemonSetCluster implements AsyncDisposable {
     return items.flatMap(({ spec }) => spec?.taints ?? []).map(({ key }) => key)
   }
 
+  /** Gives the node the taint of one whose agent is not ready. */
+  async taint(): Promise<void> {
+    const [node] = (await this.#core.listNode()).items
+    const { key, effect } = NOT_READY_TAINT
+    await this.kube('taint', 'node', node?.metadata?.name ?? '', `${key}=:${effect}`)
+  }
+
+  /** Makes a secret beside the agent, of `name=path` for each file. */
+  async makeSecret(name: string, files: readonly string[]): Promise<void> {
+    const from = files.map((file) => `--from-file=${file}`)
+    await this.kube('-n', NAMESPACE, 'create', 'secret', 'generic', name, ...from)
+  }
+
   /** What a container of the agent's pod has written, in all its lives in this pod. */
   logOf(pod: V1Pod, container = 'agent'): string {
     const folder = `${NAMESPACE}_${pod.metadata?.name}_${pod.metadata?.uid}/${container}`
@@ -191,9 +206,14 @@ export class DaemonSetCluster implements AsyncDisposable {
 
   /** Bytes of blocks that the agent which runs now has fetched; 0 while none answers. */
   async fetchedBytes(): Promise<number> {
+    return await this.metric('ipdr_fetched_bytes_total')
+  }
+
+  /** A number of the agent that runs now, all labels together; 0 while none answers. */
+  async metric(name: string): Promise<number> {
     try {
       const text = await (await fetch('http://127.0.0.1:5081/metrics')).text()
-      const values = [...text.matchAll(/^ipdr_fetched_bytes_total\S* (\S+)$/gm)]
+      const values = [...text.matchAll(new RegExp(`^${name}(?:{\\S*)? (\\S+)$`, 'gm'))]
       return values.reduce((sum, [, value]) => sum + Number(value), 0)
     } catch {
       return 0
@@ -227,23 +247,36 @@ async function importAgent(
   while ((await cri.imageStatus(IMAGE)) === undefined) await setTimeout(10)
 }
 
-/** The one thing that everybody changes. */
-function writeOverlay(scratch: Scratch, name: string, config: object): string {
-  const dir = join(scratch.dir, 'overlay')
-  mkdirSync(dir)
-  writeFileSync(join(dir, 'config.json'), JSON.stringify(config))
+/** What a user writes over an overlay of ours. */
+type Overlay = {
+  /** Of ours. */
+  readonly name: string
+  readonly dir: string
+  readonly config: object
+}
+type OverlayAdditions = { readonly config?: object; readonly components?: readonly string[] }
+
+/** The configuration is the one thing that everybody changes. */
+function writeOverlay(
+  { name, dir, config }: Overlay,
+  { config: more = {}, components = [] }: OverlayAdditions,
+): void {
+  mkdirSync(dir, { recursive: true })
+  writeFileSync(join(dir, 'config.json'), JSON.stringify({ ...config, ...more }))
+  const shipped = (kind: string, what: string): string =>
+    relative(dir, join(KUBERNETES, kind, what))
   const kustomization = {
     apiVersion: 'kustomize.config.k8s.io/v1beta1',
     kind: 'Kustomization',
     namespace: NAMESPACE,
-    resources: [relative(dir, join(KUBERNETES, 'overlays', name))],
+    resources: [shipped('overlays', name)],
+    components: components.map((component) => shipped('components', component)),
     configMapGenerator: [
       { name: 'ipdr-agent-config', behavior: 'replace', files: ['config.json'] },
     ],
   }
   // YAML is a superset of JSON.
   writeFileSync(join(dir, 'kustomization.yaml'), JSON.stringify(kustomization))
-  return dir
 }
 
 function isReady(pod: V1Pod | undefined): boolean {
