@@ -253,8 +253,12 @@ export class Containerd implements AsyncDisposable {
 
   #config(options: ContainerdOptions): string {
     const { baseSpecPath, version = '1.6', isPerRuntime = false, hasBootstrap = false } = options
-    const { runtime, service, pinned } = TABLES[configVersion(version) === '2' ? '2' : '1']
+    const isMajor2 = configVersion(version) === '2'
+    const { runtime, service, pinned } = TABLES[isMajor2 ? '2' : '1']
     const [contentLines = '', contentTable = ''] = contentConfig(options)
+    const folder = join(this.#scratch.dir, 'cni-bin')
+    // The one name until 2.0, the other from 2.1 on; 2.3 no longer knows the first.
+    const binDirs = isMajor2 ? `bin_dirs = ["${folder}"]` : `bin_dir = "${folder}"`
     const parts = [
       contentLines,
       `root = "${this.root}"`,
@@ -280,7 +284,7 @@ export class Containerd implements AsyncDisposable {
       ${pinned === undefined ? '' : `[plugins."${pinned}".pinned_images]\nsandbox = "${PAUSE_IMAGE}"`}
       [plugins."${runtime}".cni]
         conf_dir = "${join(this.#scratch.dir, 'cni')}"
-        bin_dir = "${join(this.#scratch.dir, 'cni-bin')}"
+        ${binDirs}
       [plugins."${runtime}".containerd.runtimes.runc]
         runtime_type = "io.containerd.runc.v2"
         ${baseSpecPath === undefined ? '' : `base_runtime_spec = "${baseSpecPath}"`}
