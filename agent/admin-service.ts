@@ -99,7 +99,9 @@ export function adminService(
     },
 
     async ListLayers() {
-      return { layers: snapshotter.layers().map(wireLayer) }
+      // Of one that is lost nothing is here; its record is what it is built again by.
+      const here = snapshotter.layers().filter(({ state }) => state !== 'lost')
+      return { layers: here.map(wireLayer) }
     },
 
     async ListImages() {

@@ -23,20 +23,28 @@ import { randomContent } from '../support/random-tree-tar.ts'
 import { seeded } from '../support/seeded.ts'
 import { sideIndexOf } from '../support/side-index-of.ts'
 
+type Admin = ServiceClient<AgentDefinition, AgentHandlers>
+
 const call = { signal: new AbortController().signal }
 const opened = new AsyncDisposableStack()
 const tar = makeTar({ name: 'bin/tool', content: randomContent(seeded(1), 900_000) })
 const gzipped = makeTar({ name: 'etc/conf', content: 'conf' })
 let node: LazyNode
-let admin: ServiceClient<AgentDefinition, AgentHandlers>
+let admin: Admin
 let image: PublishedImage
 
 beforeAll(async () => {
   const blocks = new MemoryBlocks()
   image = await publishImage(blocks, [await indexedLayer(tar), gzipLayer(gzipped)])
   node = opened.use(await LazyNode.open(blocks))
-  const socketPath = join(node.scratch.run, 'admin.sock')
-  const { snapshotter } = node
+  admin = await listenWith(node.snapshotter, 'admin.sock')
+}, 30_000)
+
+afterAll(async () => await opened.disposeAsync(), 30_000)
+
+/** The service of a snapshotter, on a socket of this name, until all tests are over. */
+async function listenWith(snapshotter: LazyNode['snapshotter'], name: string): Promise<Admin> {
+  const socketPath = join(node.scratch.run, name)
   const identity = () => ({ peerId: '12D3', addresses: ['/ip4/127.0.0.1/tcp/4001'] })
   const service = adminService(
     { storeBytesMax: 1_000 },
@@ -44,10 +52,8 @@ beforeAll(async () => {
   )
   const server = { log: pino({ level: 'silent' }), ...call }
   opened.use(await GrpcServer.listen({ socketPath }, [service], server))
-  admin = opened.use(connect(agentContract(), socketPath))
-}, 30_000)
-
-afterAll(async () => await opened.disposeAsync(), 30_000)
+  return opened.use(connect(agentContract(), socketPath))
+}
 
 async function pull(reference: string, all: boolean): Promise<PullProgress__Output[]> {
   const steps: PullProgress__Output[] = []
@@ -128,4 +134,16 @@ test('what cannot be done is refused with a code and a sentence', async () => {
   expect(missing).toMatchObject({ code: '5', message: expect.stringContaining('ipdr cache ls') })
   const noImage = await failureOf(() => pull('ipdr.internal/not-a-cid', false))
   expect(noImage).toMatchObject({ code: '3', message: expect.stringContaining('not-a-cid') })
+})
+
+test('a layer of which nothing is here any more is not listed', async () => {
+  await pull(image.root.toString(), false)
+  const { snapshotter } = node
+  const [first, second] = snapshotter.layers()
+  const lost = Object.create(snapshotter, {
+    layers: { value: () => [{ ...first, state: 'lost' }, second] },
+  }) as typeof snapshotter
+  const { calls } = await listenWith(lost, 'lost.sock')
+  const { layers } = await calls.ListLayers({}, call)
+  expect(layers.map(({ digest }) => digest)).toEqual([second?.blobDigest])
 })
