@@ -29,7 +29,7 @@ export class BlockHomes {
    * failed lately or lied after them, and they are a home to nothing meanwhile.
    */
   orderFor(cid: CID): BlockOrder {
-    const ranked = rankHomes(cid, this.#nodes).map(({ provider }) => provider)
+    const ranked = rankHomes(cid.multihash.digest, this.#nodes).map(({ provider }) => provider)
     const good = ranked.filter(({ health }) => health.standing === 0)
     const own = good.indexOf(this.#kept)
     const ahead = this.#kept.has(cid) ? 0 : own === -1 ? good.length : own

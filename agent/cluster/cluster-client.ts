@@ -91,11 +91,7 @@ export class ClusterClient implements ClusterPeers, AsyncDisposable {
     const now = performance.now()
     const awake = this.#peers.filter(({ name }) => (this.#restsUntil.get(name) ?? 0) <= now)
     // In this order, each until it is asked.
-    const left = new Set(
-      rankHomes({ multihash: { digest: hash('sha256', path, 'buffer') } }, awake).map(
-        ({ name }) => name,
-      ),
-    )
+    const left = new Set(rankHomes(hash('sha256', path, 'buffer'), awake).map(({ name }) => name))
     let [round, asked, underWay] = [ASKED_FIRST, 0, 0]
     let timer: NodeJS.Timeout | undefined
     const ask = async (peer: string): Promise<void> => {

@@ -9,11 +9,11 @@ export function rankedName(name: string): RankedName {
 }
 
 /**
- * Rendezvous hashing: the names in the order in which they are a home to the block, the same on every node that knows the same names.
- * Blocks are spread evenly, and without one of the names all the others stay in their order.
+ * Rendezvous hashing: the names in the order in which they are a home to what has this digest, the same on every node that knows the same
+ * names. Blocks are spread evenly, and without one of the names all the others stay in their order.
  */
 export function rankHomes<Named extends RankedName>(
-  { multihash: { digest } }: { readonly multihash: { readonly digest: Uint8Array } },
+  digest: Uint8Array,
   names: readonly Named[],
 ): Named[] {
   // As good as random, but for digests of less than 8 bytes, which name no block that is taken (verify-block.ts).

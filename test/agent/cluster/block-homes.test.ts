@@ -33,7 +33,9 @@ beforeEach(() => {
 function blockAt(place: number): { cid: CID; others: string[] } {
   for (let attempt = 0; ; attempt++) {
     const cid = cidOf(Buffer.from(`block ${attempt}`))
-    const ranked = rankHomes(cid, [SELF, ...OTHERS].map(rankedName)).map(({ name }) => name)
+    const ranked = rankHomes(cid.multihash.digest, [SELF, ...OTHERS].map(rankedName)).map(
+      ({ name }) => name,
+    )
     if (ranked.indexOf(SELF) === place) return { cid, others: ranked.toSpliced(place, 1) }
   }
 }

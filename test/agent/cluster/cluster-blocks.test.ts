@@ -166,7 +166,7 @@ function blockOf(origin: Origin, homes: readonly string[], urls: readonly string
   for (;;) {
     const text = `block ${made++} `
     const cid = cidOf(Buffer.alloc(5_000, text))
-    const ranked = rankHomes(cid, urls.map(rankedName)).map(({ name }) => name)
+    const ranked = rankHomes(cid.multihash.digest, urls.map(rankedName)).map(({ name }) => name)
     if (homes.every((home, at) => ranked[at] === home)) return origin.add(text)
   }
 }

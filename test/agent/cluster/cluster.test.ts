@@ -130,7 +130,7 @@ test('of many peers a few are asked, a round at a time, and the same ones first 
   const { urls, asked } = await startMany(40)
   const { client, warnings } = clientOf(urls)
   expect(await client.prefetchList(chain, signal)).toBeUndefined()
-  const order = rankHomes(rankOf(`/v1/prefetch/${chain}`), urls.map(rankedName))
+  const order = rankHomes(rankedBy(`/v1/prefetch/${chain}`), urls.map(rankedName))
     .map(({ name }) => name)
     .slice(0, 28)
   expect(asked.slice(0, 4).toSorted()).toEqual(order.slice(0, 4).toSorted())
@@ -178,7 +178,7 @@ test('of many peers one that alone knows is found, since those who are asked fir
   // One that it would be asked for last.
   for (let at = 0; ; at++) {
     wanted = digestOf(Buffer.from(`chain ${at}`))
-    const order = rankHomes(rankOf(`/v1/prefetch/${wanted}`), all.map(rankedName))
+    const order = rankHomes(rankedBy(`/v1/prefetch/${wanted}`), all.map(rankedName))
     if (order.at(-1)?.name === alone.url) break
   }
   const { client, warnings } = clientOf(all)
@@ -277,8 +277,8 @@ test('files that are not there, or that others may read, keep the agent from sta
 })
 
 /** What decides on the order in which peers are asked for `path`. */
-function rankOf(path: string): { multihash: { digest: Uint8Array } } {
-  return { multihash: { digest: hash('sha256', path, 'buffer') } }
+function rankedBy(path: string): Uint8Array {
+  return hash('sha256', path, 'buffer')
 }
 
 /** Peers that do not know, or answer otherwise, each with an address of its own, and which were asked in which order. */

@@ -8,7 +8,7 @@ const NODES = Array.from({ length: 20 }, (_, node) => `https://10.0.0.${node}:50
 const BLOCKS = Array.from({ length: 5_000 }, (_, block) => cidOf(Buffer.from(`block ${block}`)))
 
 function ranking(cid: CID, nodes: readonly string[] = NODES): string[] {
-  return rankHomes(cid, nodes.map(rankedName)).map(({ name }) => name)
+  return rankHomes(cid.multihash.digest, nodes.map(rankedName)).map(({ name }) => name)
 }
 
 test('every node has the same order for a block, in whatever order it knows the nodes', () => {
