@@ -15,7 +15,7 @@ import type { BenchContext, Measurement } from './bench-context.ts'
 import type { EventLoopRecord } from './event-loop-recorder.ts'
 import type { Figure } from './figure.ts'
 import { median, quantile } from './rounds.ts'
-import { highWaterBytes } from './start/process-cost.ts'
+import { residentMemory } from './start/process-cost.ts'
 
 const IMAGES = 10
 const CONTAINERS_EACH = 5
@@ -61,14 +61,14 @@ async function measureManyStarts(context: BenchContext): Promise<Figure[]> {
       value: of(({ readyMs }) => quantile(readyMs, 0.99) / median(readyMs)),
       unit: 'x',
       limit: { atMost: 3 },
-      detail: `slowest of a hundred ${seconds(p99)}, half of them ${seconds(p50)}; ${IMAGES} images, ${CONTAINERS_EACH} containers each, from the pulls on`,
+      detail: `p99 ${seconds(p99)}, p50 ${seconds(p50)}; ${IMAGES} images, ${CONTAINERS_EACH} containers each, from the pulls on`,
     },
     {
       name: 'many-starts-memory',
-      value: of(({ peakBytes }) => peakBytes) / 1024 ** 2,
+      value: of(({ peakMiB }) => peakMiB),
       unit: 'MiB',
       limit: { atMost: 150 },
-      detail: `the most that the data worker ever had resident; ${Math.round(of(({ restBytes }) => restBytes) / 1024 ** 2)} MiB when it had started`,
+      detail: `the most that the data worker ever had resident; ${Math.round(of(({ restMiB }) => restMiB))} MiB when it had started`,
     },
     {
       name: 'many-starts-event-loop',
@@ -83,8 +83,8 @@ async function measureManyStarts(context: BenchContext): Promise<Figure[]> {
 /** From the beginning of the pulls until each container was ready; memory and event loop of the data worker. */
 type Starts = {
   readonly readyMs: readonly number[]
-  readonly peakBytes: number
-  readonly restBytes: number
+  readonly peakMiB: number
+  readonly restMiB: number
   readonly eventLoop: EventLoopRecord
 }
 
@@ -109,7 +109,7 @@ async function startAll(gateway: string, references: readonly string[]): Promise
   for (let pod = 0; pod < references.length * CONTAINERS_EACH; pod++) {
     pods.push(await cri.runPodSandbox())
   }
-  const restBytes = peakOf(agent)
+  const restMiB = residentMemory(agent.workerPid).peakMiB
   await beginRecording(scratch.dir)
   // By the wall clock, since containerd stamps the lines of a container by it.
   const startedAt = Date.now()
@@ -127,8 +127,8 @@ async function startAll(gateway: string, references: readonly string[]): Promise
   )
   return {
     readyMs: readyAt.map((at) => at - startedAt),
-    peakBytes: peakOf(agent),
-    restBytes,
+    peakMiB: residentMemory(agent.workerPid).peakMiB,
+    restMiB,
     eventLoop: await recordedIn(scratch.dir),
   }
 }
@@ -190,10 +190,6 @@ function describeEventLoop({ counts, p50Ms, p99Ms }: EventLoopRecord): string {
     atMostMs === null ? `more ${count}` : `≤ ${atMostMs} ms ${count}`,
   )
   return `late by ${parts.join(', ')}; p50 ${p50Ms.toFixed(1)}, p99 ${p99Ms.toFixed(1)} ms`
-}
-
-function peakOf(agent: AgentProcess): number {
-  return highWaterBytes(readFileSync(`/proc/${agent.workerPid}/status`, 'utf8'))
 }
 
 function seconds(ms: number): string {

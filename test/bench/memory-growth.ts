@@ -1,11 +1,12 @@
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { fetchedBytes, totalBytes } from '../demo/fetched-bytes.ts'
 import { Scratch } from '../support/scratch.ts'
 import type { BenchContext, Measurement } from './bench-context.ts'
 import { BenchNode } from './bench-node.ts'
 import type { Figure } from './figure.ts'
 import { slopeOf } from './rounds.ts'
 import { BIG_FILE, writeReadSample } from './sample-layouts.ts'
+import { residentMemory } from './start/process-cost.ts'
 import { timedRead } from './timed-read.ts'
 
 const MiB = 1024 ** 2
@@ -49,16 +50,12 @@ async function measureGrowth({ publisher, minutes, say }: BenchContext): Promise
     })
     reads += READS
     const hours = (performance.now() - startedAt) / 3_600_000
-    samples.push({ hours, mib: residentMiB(node.agent.workerPid, 'VmRSS') })
+    samples.push({ hours, mib: residentMemory(node.agent.workerPid).totalMiB })
     say(`${reads} reads, ${samples.at(-1)?.mib.toFixed(0)} MiB`)
   }
   const steady = samples.slice(Math.floor(samples.length * WARM_UP_SHARE))
   const slope = slopeOf(steady.map(({ hours, mib }) => [hours, mib]))
-  const fetched = await node.agent.metrics()
-  const bytes = [...fetched].reduce(
-    (sum, [name, value]) => (name.startsWith('ipdr_fetched_bytes_total') ? sum + value : sum),
-    0,
-  )
+  const bytes = totalBytes(await fetchedBytes(node.agent))
   return [
     {
       name: 'hour-growth',
@@ -69,15 +66,10 @@ async function measureGrowth({ publisher, minutes, say }: BenchContext): Promise
     },
     {
       name: 'hour-memory',
-      value: residentMiB(node.agent.workerPid, 'VmHWM'),
+      value: residentMemory(node.agent.workerPid).peakMiB,
       unit: 'MiB',
       limit: { atMost: 150 },
       detail: 'the most that the data worker ever had resident',
     },
   ]
-}
-
-function residentMiB(pid: number, field: 'VmRSS' | 'VmHWM'): number {
-  const status = readFileSync(`/proc/${pid}/status`, 'utf8')
-  return Number(new RegExp(`^${field}:\\s*(\\d+) kB$`, 'm').exec(status)?.[1] ?? 0) / 1024
 }

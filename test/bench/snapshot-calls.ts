@@ -1,11 +1,9 @@
-import { readFileSync } from 'node:fs'
 import { basename } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { connect } from '../../proto/client.ts'
 import { snapshotsContract } from '../../proto/load.ts'
 import type { Digest } from '../../snapshotter/oci/digest.ts'
 import { layerChainIds } from '../../snapshotter/oci/layer-chain-id.ts'
-import type { AgentProcess } from '../support/agent.ts'
 import { failureOf } from '../support/failure-of.ts'
 import type { OciLayout } from '../support/images/oci-layout.ts'
 import { Scratch } from '../support/scratch.ts'
@@ -15,6 +13,7 @@ import { BenchNode } from './bench-node.ts'
 import type { Figure } from './figure.ts'
 import { median, quantile } from './rounds.ts'
 import { writeLayeredSample } from './sample-layouts.ts'
+import { residentMemory } from './start/process-cost.ts'
 
 const IMAGES = 20
 const LAYERS = 20
@@ -43,7 +42,7 @@ async function measureCalls({ publisher, say }: BenchContext): Promise<Figure[]>
   await using node = await BenchNode.start(publisher)
   using service = connect(snapshotsContract(), node.agent.snapshotterSocket)
   const client = new SnapshotsClient(service.calls)
-  const startMiB = residentMemory(node.agent).totalMiB
+  const startMiB = residentMemory(node.agent.workerPid).totalMiB
   const mountsMs: number[] = []
   let topmost = ''
   for (let number = 0; number < IMAGES; number++) {
@@ -71,7 +70,7 @@ async function measureCalls({ publisher, say }: BenchContext): Promise<Figure[]>
   }))
   say('letting the agent rest')
   await setTimeout(SETTLE_MS)
-  const memory = residentMemory(node.agent)
+  const memory = residentMemory(node.agent.workerPid)
   say('mounting for user namespaces')
   const shiftedMs = await callMs(
     (number) => client.prepare(`shifted-${number}`, topmost, SHIFTED),
@@ -139,24 +138,4 @@ async function callMs(
     durations.push(performance.now() - started)
   }
   return durations
-}
-
-type ResidentMemory = {
-  readonly totalMiB: number
-  readonly anonMiB: number
-  readonly fileMiB: number
-  readonly peakMiB: number
-}
-
-/** Of the data worker, as the kernel counts it: proc_pid_status(5), in KiB. */
-function residentMemory(agent: AgentProcess): ResidentMemory {
-  const status = readFileSync(`/proc/${agent.workerPid}/status`, 'utf8')
-  const field = (name: string): number =>
-    Number(new RegExp(`^${name}:\\s+(\\d+) kB$`, 'm').exec(status)?.[1]) / 1024
-  return {
-    totalMiB: field('VmRSS'),
-    anonMiB: field('RssAnon'),
-    fileMiB: field('RssFile'),
-    peakMiB: field('VmHWM'),
-  }
 }
