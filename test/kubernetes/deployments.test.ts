@@ -6,6 +6,7 @@ import { KubeCluster } from '../support/kube-cluster.ts'
 import { Kubelet } from '../support/kubelet.ts'
 import { LazyNode } from '../support/lazy-node.ts'
 import {
+  containerIdsOf,
   imageOf,
   patience,
   publishReader,
@@ -108,12 +109,10 @@ test('its pods are replaced by some in user namespaces, and the image is neither
 
 /** What each container of the Deployment has as root: a user of the node. */
 async function rootsOfPods(): Promise<number[]> {
-  const ids = (await deployment.pods()).flatMap(({ status }) =>
-    (status?.containerStatuses ?? []).map(({ containerID = '' }) => containerID.split('//')[1]),
-  )
+  const ids = containerIdsOf(await deployment.pods())
   const tasks = await node.containerd.ctr([...K8S, 'tasks', 'ls'])
   return [...tasks.matchAll(/^(\w+) +(\d+) +RUNNING/gm)]
-    .filter(([, id]) => ids.includes(id))
+    .filter(([, id = '']) => ids.includes(id))
     .map(([, , pid]) => Number(readFileSync(`/proc/${pid}/uid_map`, 'utf8').trim().split(/ +/)[1]))
 }
 

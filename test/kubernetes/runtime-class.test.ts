@@ -1,7 +1,7 @@
-import type { V1Pod } from '@kubernetes/client-node'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { DaemonSetCluster } from '../support/daemonset-cluster.ts'
 import {
+  containerIdsOf,
   imageOf,
   patience,
   publishReader,
@@ -37,15 +37,6 @@ async function containersOn(snapshotter: string): Promise<string[]> {
   return [...list.matchAll(/^([0-9a-f]{64}) .* Active/gm)].map(([, id]) => id ?? '')
 }
 
-/** Of the containers of pods. */
-function idsOf(pods: readonly V1Pod[]): string[] {
-  return pods.flatMap(({ status }) =>
-    (status?.containerStatuses ?? []).map(
-      ({ containerID = '' }) => containerID.split('//')[1] ?? '',
-    ),
-  )
-}
-
 test('the first container of its pod writes the drop-in, and says that containerd is to be restarted', async () => {
   await node.apply()
   const pod = await node.readyAgentPod()
@@ -65,10 +56,10 @@ test('once it is, pods of the class are mounted from a CID, and the agent itself
   })
   await deployment.whenRolledOut(first, REPLICAS)
   expect(node.machine.mounts('/var/lib/ipdr-agent').map(({ type }) => type)).toContain('erofs')
-  const agents = idsOf(await node.agentPods())
+  const agents = containerIdsOf(await node.agentPods())
   expect(agents).toHaveLength(2)
   expect(await containersOn('overlayfs')).toEqual(expect.arrayContaining(agents))
-  const pods = idsOf(await deployment.pods())
+  const pods = containerIdsOf(await deployment.pods())
   expect(await containersOn('ipdr')).toEqual(expect.arrayContaining(pods))
 }, 300_000)
 
@@ -76,7 +67,7 @@ test('pods without the class run from a CID too, downloaded whole', async () => 
   const [, second] = images
   await deployment.roll(second, null)
   await deployment.whenRolledOut(second, REPLICAS)
-  const ids = idsOf(await deployment.pods())
+  const ids = containerIdsOf(await deployment.pods())
   expect(await containersOn('overlayfs')).toEqual(expect.arrayContaining(ids))
   await expect.poll(() => containersOn('ipdr'), patience).toEqual([])
 }, 300_000)

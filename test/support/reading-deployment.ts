@@ -88,6 +88,15 @@ function pulledFor<Class extends string | null>(runtimeClass: Class): Record<str
   return { 'io.containerd.cri.runtime-handler': runtimeClass }
 }
 
+/** What containerd calls the containers of these pods, those that keep pods left out. */
+export function containerIdsOf(pods: readonly V1Pod[]): string[] {
+  return pods.flatMap(({ status }) =>
+    (status?.containerStatuses ?? []).map(({ containerID = '' }) =>
+      containerID.replace('containerd://', ''),
+    ),
+  )
+}
+
 /** By which a pod names an image on IPFS. */
 export function imageOf(cid: string): string {
   return `ipdr.internal/${cid}`
