@@ -33,7 +33,7 @@ const RATE_INTERVAL = '8s'
 /** An image that nobody has. */
 const MISSING = 'bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi'
 
-/** Pixels: two columns of README, readable when opened. */
+/** Pixels: two columns of README, readable when opened; and of a row of the dashboard, with the gap below it. */
 const WIDTH = 1600
 const ROW_PX = 38
 
@@ -69,7 +69,7 @@ async function watchNodes(): Promise<Answers> {
   ])
   console.log('two nodes work for two minutes …')
   const startS = Date.now() / 1000
-  await work([first, second], Date.now() + WORK_MS)
+  await work(publisher, [first, second])
   const range = { startS, endS: Date.now() / 1000 }
   const { panels } = readDashboard()
   const series = await Promise.all(panels.map((panel) => linesOf(panel, { prometheus, range })))
@@ -119,11 +119,12 @@ async function startPrometheus(
   return url
 }
 
-/** Pods come and go on both nodes, images are new, come back and are not to be had. */
-async function work(nodes: readonly LazyNode[], untilMs: number): Promise<void> {
+/** Pods of new images come and go on both nodes, and one image is not to be had. */
+async function work(publisher: Publisher, nodes: readonly LazyNode[]): Promise<void> {
   const random = seeded(77)
+  const untilMs = Date.now() + WORK_MS
   for (let round = 0; Date.now() < untilMs; round++) {
-    const cid = await publishImage(nodes[0]?.publisher, round)
+    const cid = await publishImage(publisher, round)
     for (const node of nodes) {
       await node.cri.pullImage(`ipdr.internal/${cid}`)
       const pod = await node.cri.runPodSandbox()
@@ -140,7 +141,7 @@ async function work(nodes: readonly LazyNode[], untilMs: number): Promise<void> 
   }
 }
 
-async function publishImage(publisher: Publisher | undefined, seed: number): Promise<string> {
+async function publishImage(publisher: Publisher, seed: number): Promise<string> {
   const random = seeded(600 + seed)
   const files = Array.from({ length: 24 }, (_, at) => ({
     name: `files/${at}`,
@@ -154,7 +155,7 @@ async function publishImage(publisher: Publisher | undefined, seed: number): Pro
   const layer = await packLayer(Readable.from([tar]), 'gzip', join(scratch.dir, 'layers'))
   const dir = join(scratch.dir, `layout-${seed}`)
   const process = { Env: ['PATH=/bin'] }
-  return (await publisher?.push(writeOciLayout(dir, { layers: [layer], process }))) ?? ''
+  return await publisher.push(writeOciLayout(dir, { layers: [layer], process }))
 }
 
 /** What Prometheus answers to a panel, as Grafana would ask it. */
@@ -196,7 +197,7 @@ async function draw({ range, series }: Answers): Promise<void> {
     ...['svg', 'ttf', 'woff2'].map((kind) => `--loader:.${kind}=dataurl`),
     `--outfile=${join(page, 'page.js')}`,
   ])
-  const picture = { dashboard, series, range, size, isDark: false }
+  const picture = { dashboard, series, range, size, rowPx: ROW_PX }
   // In the page it is code: nothing in it may end the element.
   const json = JSON.stringify(picture).replaceAll('<', '\\u003c')
   writeFileSync(

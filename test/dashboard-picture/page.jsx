@@ -4,12 +4,12 @@ import { createRoot } from 'react-dom/client'
 
 // The dashboard as a browser shows it: Grafana's own panels, where its JSON puts them, with what Prometheus answered.
 
-const { dashboard, series, range, size, isDark } = globalThis.picture
+const { dashboard, series, range, size, rowPx } = globalThis.picture
 
-/** Of a dashboard: columns, and pixels of a row with the gap below it. */
-const [COLUMNS, ROW_PX, GAP_PX] = [24, 38, 8]
+/** Of a dashboard: columns, and pixels between panels. */
+const [COLUMNS, GAP_PX] = [24, 8]
 
-const theme = createTheme({ colors: { mode: isDark ? 'dark' : 'light' } })
+const theme = createTheme({ colors: { mode: 'light' } })
 const columnPx = size.width / COLUMNS
 const timeRange = { from: toTime(range.startS), to: toTime(range.endS) }
 timeRange.raw = { from: timeRange.from, to: timeRange.to }
@@ -53,8 +53,8 @@ function framesOf({ fieldConfig }, lines) {
 
 function Panel({ panel, lines }) {
   const { x, y, w, h } = panel.gridPos
-  const box = { width: w * columnPx - GAP_PX, height: h * ROW_PX - GAP_PX }
-  const place = { position: 'absolute', left: x * columnPx, top: y * ROW_PX }
+  const box = { width: w * columnPx - GAP_PX, height: h * rowPx - GAP_PX }
+  const place = { position: 'absolute', left: x * columnPx, top: y * rowPx }
   return (
     <div style={place}>
       <PanelChrome title={panel.title} width={box.width} height={box.height}>
