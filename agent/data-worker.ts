@@ -125,6 +125,7 @@ export async function runDataWorker(
     const trust = new TrustPolicies(await readPolicies(config.trust), {
       onRefused: (policy) => metrics.imageRefused(policy),
     })
+    metrics.hasPolicies(trust.names)
     const keys = await nodeKeys(config.decryption, log.child({ part: 'keys' }), stop)
     const images = new ContainerdImages(config.containerd.socketPath)
     const snapshotter = opened.use(

@@ -1,5 +1,6 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
 import type { Priority } from '../snapshotter/block-source.ts'
+import { ERROR_CODES } from '../snapshotter/errors.ts'
 
 /**
  * Cold reads last from a loopback peer's 0.5 ms to the 30 s deadline: a bucket every factor of about 2.5 between.
@@ -11,6 +12,9 @@ const WAIT_BUCKETS_SECONDS = [
 
 /** Waits that `ipdr status` sums up: a cold start of a large image has some hundreds. */
 const RECENT_WAITS = 1_000
+
+/** What may turn out not to be what was promised. */
+const PROMISES = ['block', 'layer', 'toc'] as const
 
 /** What is read when somebody scrapes, instead of being counted on the hot path. */
 export type Gauges = {
@@ -137,6 +141,9 @@ export class Metrics {
       buckets: WAIT_BUCKETS_SECONDS,
       registers,
     })
+    // Failures are counted from zero on: Prometheus sees no increase in a series that begins with its first one.
+    for (const code of ERROR_CODES) this.#missFailures.inc({ code }, 0)
+    for (const what of PROMISES) this.#verificationFailures.inc({ what }, 0)
   }
 
   readWaited(waitedMs: number): void {
@@ -175,7 +182,7 @@ export class Metrics {
     this.#registryLoginsRefused.inc()
   }
 
-  verificationFailed(what: 'block' | 'layer' | 'toc'): void {
+  verificationFailed(what: (typeof PROMISES)[number]): void {
     this.#verificationFailures.inc({ what })
     this.#verificationFailureCount += 1
   }
@@ -191,6 +198,11 @@ export class Metrics {
 
   peerRefused(why: 'answers' | 'upload'): void {
     this.#peersRefused.inc({ why })
+  }
+
+  /** Trust policies that this node has: what each of them refuses is counted from zero on. */
+  hasPolicies(names: readonly string[]): void {
+    for (const policy of names) this.#imagesRefused.inc({ policy }, 0)
   }
 
   imageRefused(policy: string): void {

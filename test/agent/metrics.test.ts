@@ -11,6 +11,20 @@ test('every metric of the agent has its unit, or that it is a count, in its name
     expect(name).toMatch(/^ipdr_.*(_seconds|_bytes|_total|_depth|_mounts|_peers)$/)
 })
 
+test('failures are published before there are any, so that the first of them is an increase', async () => {
+  const metrics = new Metrics()
+  metrics.hasPolicies(['signed'])
+  const text = await metrics.registry.metrics()
+  for (const line of [
+    'ipdr_read_errors_total{code="UNAVAILABLE"} 0',
+    'ipdr_read_errors_total{code="INTERNAL"} 0',
+    'ipdr_verification_failures_total{what="layer"} 0',
+    'ipdr_images_refused_total{policy="signed"} 0',
+  ]) {
+    expect(text.split('\n')).toContain(line)
+  }
+})
+
 test('what is counted is published, by label', async () => {
   const metrics = new Metrics()
   metrics.readWaited(2)
