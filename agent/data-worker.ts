@@ -7,6 +7,7 @@ import { KEY_PROVIDER_MESSAGE_BYTES_MAX } from '../snapshotter/encryption/key-pr
 import { registryService } from '../snapshotter/registry-service.ts'
 import { snapshotsService } from '../snapshotter/snapshots-service.ts'
 import { Snapshotter } from '../snapshotter/snapshotter.ts'
+import { takePrecedence } from '../snapshotter/thread-priority.ts'
 import { TrustPolicies } from '../snapshotter/trust.ts'
 import { adminService } from './admin-service.ts'
 import { AuthorizeServer } from './authorize-server.ts'
@@ -67,6 +68,13 @@ export async function runDataWorker(
     const places = placesOf(config)
     await mkdir(config.root, { recursive: true, mode: 0o700 })
     await mkdir(config.runDir, { recursive: true, mode: 0o700 })
+    // Threads of libuv's pool are there by now, and stay what they are; those that answer page faults are not.
+    if (!takePrecedence()) {
+      log.info(
+        {},
+        'page faults are answered at the priority of any other process: CAP_SYS_NICE is missing',
+      )
+    }
     const metrics = new Metrics()
     const gateways = config.ipfs.gateways.map((url) => opened.use(new GatewayClient(url)))
     const node = await heliaNode(config, log.child({ part: 'libp2p' }))

@@ -126,8 +126,12 @@ export function keyProviderContract(): Contract<
   return { definition: file.keyprovider.KeyProviderService.service }
 }
 
-/** The file's packages, by the options that the types in types/ were generated for. */
+const loaded = new Map<string, unknown>()
+
+/** The file's packages, by the options that the types in types/ were generated for. Read once: it takes 10 ms for CRI's. */
 function load(path: string): unknown {
+  const known = loaded.get(path)
+  if (known !== undefined) return known
   const definition = loadSync(path, {
     includeDirs: [import.meta.dirname],
     longs: String,
@@ -135,5 +139,7 @@ function load(path: string): unknown {
     defaults: true,
     oneofs: true,
   })
-  return loadPackageDefinition(definition)
+  const packages = loadPackageDefinition(definition)
+  loaded.set(path, packages)
+  return packages
 }

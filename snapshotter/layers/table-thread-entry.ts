@@ -2,6 +2,7 @@
 import { parentPort } from 'node:worker_threads'
 import { CodedError } from '../errors.ts'
 import { workOnList } from '../prefetch/list-work.ts'
+import { givePrecedence } from '../thread-priority.ts'
 import type { Reply, Task } from './table-thread.ts'
 import {
   arrangeEstargz,
@@ -12,6 +13,8 @@ import {
   type TableRequest,
   takeIndexApart,
 } from './table-work.ts'
+
+givePrecedence()
 
 parentPort?.on('message', ({ id, request }: Task) => {
   void replyTo(id, request).then((reply) => parentPort?.postMessage(reply, []))

@@ -322,4 +322,5 @@ const CAPABILITIES: Readonly<Record<number, string>> = {
   7: 'CAP_SETUID',
   19: 'CAP_SYS_PTRACE',
   21: 'CAP_SYS_ADMIN',
+  23: 'CAP_SYS_NICE',
 }
