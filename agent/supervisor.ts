@@ -36,10 +36,10 @@ const STOP_LONGEST_MS = 20_000
  * arenas, not one a thread; compiled sources are kept on disk, so that a restart needs no TypeScript parser (30 MB) either.
  * Without the second flag V8 collects for every few network buffers: 27 % more CPU on fetches.
  */
-const MEMORY_FLAGS = [
+export const MEMORY_FLAGS: readonly string[] = [
   '--max-semi-space-size=4',
   '--external-memory-accounted-in-global-limit',
-] as const
+]
 
 /** A version that was put in another one's place must bring a worker up in so many attempts, and in the time below, or the other one comes back. */
 const TRIAL_DEATHS_MAX = 3

@@ -1,4 +1,5 @@
 import { once } from 'node:events'
+import { setFlagsFromString } from 'node:v8'
 import type { PublisherConfig } from '../ipfs/publisher-node.ts'
 import { errorLog } from './error-log.ts'
 import { EXIT_CODES } from './exit-codes.ts'
@@ -46,6 +47,8 @@ export async function publish(
 ): Promise<void> {
   const { directory, listen } = options
   const gateway = parseHostAndPort(options.gateway)
+  // Else V8 collects garbage for every few blocks that are read: a quarter more CPU for a block that is served.
+  setFlagsFromString('--external-memory-accounted-in-global-limit')
   await using node = await openPublisher({ directory, listen, gateway })
   const { peerId, multiaddrs, gatewayUrl } = node
   ready({ repository: directory, peerId, multiaddrs, gateway: gatewayUrl })

@@ -15,6 +15,7 @@ import { layerIndex } from './layer-index.ts'
 import { manyStarts } from './many-starts.ts'
 import { imageRead, reads } from './mechanism.ts'
 import { memoryGrowth } from './memory-growth.ts'
+import { networkPath } from './network-path.ts'
 import { prefetchStart } from './prefetch-start.ts'
 import { snapshotCalls } from './snapshot-calls.ts'
 import { fetchWhole, inflate, push } from './throughput.ts'
@@ -37,6 +38,7 @@ const MEASUREMENTS: readonly Measurement[] = [
   compact,
   inflate,
   layerIndex,
+  networkPath,
   fetchWhole,
   dedup,
   contentProxy,

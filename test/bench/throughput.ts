@@ -7,9 +7,7 @@ import type { BenchContext, Measurement } from './bench-context.ts'
 import { BenchNode } from './bench-node.ts'
 import type { Figure } from './figure.ts'
 import { medians } from './rounds.ts'
-
-/** Clock ticks of a CPU second in /proc, sysconf(_SC_CLK_TCK): 100 on every Linux that Node runs on. */
-const TICKS_PER_SECOND = 100
+import { cpuSeconds } from './start/process-cost.ts'
 
 /** `ipdr push` of the demo's image. */
 export const push: Measurement = {
@@ -111,14 +109,14 @@ async function measureInflate(context: BenchContext): Promise<Figure[]> {
 async function measureFetch(context: BenchContext): Promise<Figure[]> {
   const { publisher, rounds, say } = context
   const { published } = await context.demo()
-  const cpuSeconds: number[] = []
+  const used: number[] = []
   const { ms } = await medians(rounds, {
     ms: async () => {
       say('fetching the demo image whole')
       await using node = await BenchNode.start(publisher)
-      const before = usedCpuSeconds(node.agent.workerPid)
+      const before = cpuSeconds([node.agent.workerPid])
       const took = await node.pull(published.reference, { all: true })
-      cpuSeconds.push(usedCpuSeconds(node.agent.workerPid) - before)
+      used.push(cpuSeconds([node.agent.workerPid]) - before)
       return took
     },
   })
@@ -132,16 +130,9 @@ async function measureFetch(context: BenchContext): Promise<Figure[]> {
     },
     {
       name: 'fetch-cpu',
-      value: Math.min(...cpuSeconds) / gib,
+      value: Math.min(...used) / gib,
       unit: 's/GiB',
       detail: `CPU of the data worker for a GiB of blocks, check of the diff IDs included; the least of ${rounds} rounds`,
     },
   ]
-}
-
-/** User and system time of a process and its threads: fields 14 and 15 of proc_pid_stat(5). */
-function usedCpuSeconds(pid: number): number {
-  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-  return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND
 }

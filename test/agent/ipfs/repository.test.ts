@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CID } from 'multiformats/cid'
@@ -54,18 +54,26 @@ describe('a repository', () => {
     for (const cid of only) expect(await repository.get(CID.parse(cid))).toBeUndefined()
   })
 
+  test('does not say that a block is not here when it is the disk that cannot read it', async () => {
+    const dir = join(work, 'unreadable')
+    await using repository = await BlockRepository.open(dir)
+    const block = Buffer.from('bytes')
+    await repository.put(cidOf(block), block)
+    const path = await onlyBlockFile(dir)
+    await rm(path)
+    expect(await repository.get(cidOf(block))).toBeUndefined()
+    // Reading a directory fails with EISDIR, as a broken disk does with EIO.
+    await mkdir(path)
+    await expect(repository.get(cidOf(block))).rejects.toThrow('EISDIR')
+  })
+
   test('refuses a block that is not the one its CID names, and sees one that the disk has changed', async () => {
     await using repository = await BlockRepository.open(join(work, 'damaged'))
     const block = Buffer.from('the right bytes')
     const wrong = await failureOf(() => repository.put(cidOf(Buffer.from('other')), block))
     expect(wrong.code).toBe('DATA_LOSS')
     await repository.put(cidOf(block), block)
-    const blocks = join(work, 'damaged', 'blocks')
-    const files = (await readdir(blocks, { recursive: true })).filter((file) =>
-      file.endsWith('.data'),
-    )
-    expect(files).toHaveLength(1)
-    const path = join(blocks, files[0] ?? '')
+    const path = await onlyBlockFile(join(work, 'damaged'))
     const stored = await readFile(path)
     await writeFile(path, stored.fill(1, 0, 1))
     expect((await failureOf(() => repository.get(cidOf(block)))).code).toBe('DATA_LOSS')
@@ -77,3 +85,12 @@ describe('a repository', () => {
     expect((await failureOf(() => repository.addRoot(cbor, 'x'))).code).toBe('INVALID_ARGUMENT')
   })
 })
+
+/** The file of the one block of a repository. */
+async function onlyBlockFile(directory: string): Promise<string> {
+  const blocks = join(directory, 'blocks')
+  const names = await readdir(blocks, { recursive: true })
+  const files = names.filter((name) => name.endsWith('.data'))
+  expect(files).toHaveLength(1)
+  return join(blocks, files[0] ?? '')
+}

@@ -1,0 +1,71 @@
+import { join } from 'node:path'
+import { MEMORY_FLAGS } from '../../agent/supervisor.ts'
+import { runCommand } from '../support/run-command.ts'
+import type { BenchContext, Measurement } from './bench-context.ts'
+import type { Figure } from './figure.ts'
+import { median } from './rounds.ts'
+
+/** What block-reader.ts is told: every block below `root`, `atOnce` at a time. */
+export type BlocksToRead = {
+  readonly gateway: string
+  readonly root: string
+  readonly atOnce: number
+}
+
+export type BlocksRead = {
+  readonly blocks: number
+  readonly bytes: number
+  readonly ms: number
+  readonly cpuSeconds: number
+}
+
+/** As many as the agent fetches at once that no page fault waits for. */
+const AT_ONCE = 12
+
+/** Ten minutes: 324 MB at half a MB/s. */
+const DEADLINE_MS = 600_000
+
+/** All blocks of the demo's image from a gateway on loopback: fetched and verified, nothing more. */
+export const networkPath: Measurement = {
+  names: ['network-path', 'network-path-cpu'],
+  measure: measureNetworkPath,
+}
+
+async function measureNetworkPath(context: BenchContext): Promise<Figure[]> {
+  const { publisher, rounds, say } = context
+  const { published } = await context.demo()
+  const root = published.reference.replace(/^.*\//, '')
+  const runs: BlocksRead[] = []
+  for (let round = 0; round < rounds; round++) {
+    say('fetching the blocks of the demo image')
+    runs.push(await readBlocks({ gateway: publisher.gatewayUrl, root, atOnce: AT_ONCE }))
+  }
+  const of = (value: (run: BlocksRead) => number): number => median(runs.map(value))
+  const { blocks = 0, bytes = 0 } = runs[0] ?? {}
+  return [
+    {
+      name: 'network-path',
+      value: of((run) => run.bytes / 1000 / run.ms),
+      unit: 'MB/s',
+      limit: { atLeast: 400 },
+      detail: `${(bytes / 1e6).toFixed(0)} MB in ${blocks} blocks of ${(bytes / blocks / 1e3).toFixed(0)} kB, ${AT_ONCE} at a time`,
+    },
+    {
+      name: 'network-path-cpu',
+      value: of((run) => run.cpuSeconds / (run.bytes / 1024 ** 3)),
+      unit: 's/GiB',
+      limit: { atMost: 2.5 },
+      detail: 'CPU of the reader for a GiB of blocks, SHA-256 included',
+    },
+  ]
+}
+
+/** In a process of its own, with the flags of the data worker. */
+async function readBlocks(task: BlocksToRead): Promise<BlocksRead> {
+  const reader = join(import.meta.dirname, 'block-reader.ts')
+  const flags = ['--disable-warning=ExperimentalWarning', ...MEMORY_FLAGS]
+  const answer = await runCommand(process.execPath, [...flags, reader, JSON.stringify(task)], {
+    signal: AbortSignal.timeout(DEADLINE_MS),
+  })
+  return JSON.parse(answer) as BlocksRead
+}
