@@ -8,6 +8,16 @@ export type BlockRequest = {
   readonly signal: AbortSignal
   /** Aborts when somebody in the foreground has come to wait for the same: it is foreground from then on. */
   readonly escalated?: AbortSignal
+  /** Where a source may put the block, if whoever asks is going to give it back. */
+  readonly memory?: BlockMemory
+}
+
+/** Memory for blocks that is used again. */
+export interface BlockMemory {
+  /** An array of so many bytes, of whatever content. */
+  take(bytes: number): Uint8Array
+  /** What was taken here, or a part of it, is no longer looked at by anybody. An array from elsewhere is left alone. */
+  giveBack(array: Uint8Array): void
 }
 
 /** Where IPFS blocks come from. The agent implements it with gateways and Helia; tests with a Map. */

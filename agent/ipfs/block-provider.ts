@@ -1,5 +1,5 @@
 import type { CID } from 'multiformats/cid'
-import type { Priority } from '../../snapshotter/block-source.ts'
+import type { BlockMemory, Priority } from '../../snapshotter/block-source.ts'
 import { BlockError } from '../../snapshotter/errors.ts'
 
 /** Largest block taken from anybody, in bytes: 2 MiB, the most that bitswap peers and gateways pass on. */
@@ -29,6 +29,8 @@ export type BlockErrand = {
   readonly escalated: AbortSignal
   /** The provider is slow, but it works on it: nobody else needs to be asked yet. */
   readonly isWorking: () => void
+  /** Where to put the block. */
+  readonly memory?: BlockMemory | undefined
 }
 
 /** One place that blocks come from: a gateway, a bitswap peer, another agent of the cluster, or all but the cluster ("origin"). */

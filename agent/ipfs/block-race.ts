@@ -1,5 +1,5 @@
 import type { CID } from 'multiformats/cid'
-import type { Priority } from '../../snapshotter/block-source.ts'
+import type { BlockMemory, Priority } from '../../snapshotter/block-source.ts'
 import { BlockError } from '../../snapshotter/errors.ts'
 import { abortedGet, type BlockOrder, type BlockProvider } from './block-provider.ts'
 
@@ -23,6 +23,12 @@ export type RaceOutcomes = {
   readonly wrongBytes: (provider: BlockProvider, error: BlockError) => void
 }
 
+type RaceRequest = {
+  readonly priority: Priority
+  readonly signal: AbortSignal
+  readonly memory: BlockMemory | undefined
+}
+
 /** Asks providers for one block, one after another and overlapping if somebody waits, until one has sent it. */
 export class BlockRace {
   readonly #cid: CID
@@ -35,6 +41,7 @@ export class BlockRace {
   readonly #running = new Set<BlockProvider>()
   readonly #failures: { provider: BlockProvider; error: BlockError }[] = []
   readonly #result = Promise.withResolvers<Uint8Array>()
+  readonly #memory: BlockMemory | undefined
   #priority: Priority
   #timer: NodeJS.Timeout | undefined
   #over = false
@@ -42,13 +49,14 @@ export class BlockRace {
   constructor(
     cid: CID,
     { first, spare }: BlockOrder,
-    { priority, signal }: { priority: Priority; signal: AbortSignal },
+    { priority, signal, memory }: RaceRequest,
     outcomes: RaceOutcomes,
   ) {
     this.#cid = cid
     this.#remaining = [...first]
     this.#spare = [...spare]
     this.#priority = priority
+    this.#memory = memory
     this.#signal = signal
     this.#outcomes = outcomes
   }
@@ -99,6 +107,7 @@ export class BlockRace {
         priority: this.#priority,
         escalated: this.#escalated.signal,
         isWorking,
+        memory: this.#memory,
       })
       if (this.#over) return
       this.#running.delete(provider)

@@ -68,7 +68,8 @@ export class BlockSources implements BlockSource {
     this.#onVerificationFailure = onVerificationFailure
   }
 
-  async get(cid: CID, { priority, signal, escalated }: BlockRequest): Promise<Uint8Array> {
+  async get(cid: CID, request: BlockRequest): Promise<Uint8Array> {
+    const { signal, escalated } = request
     const inline = inlineBlock(cid)
     if (inline !== undefined) return copyOf(inline)
     if (signal.aborted) throw abortedGet(cid, signal)
@@ -79,9 +80,9 @@ export class BlockSources implements BlockSource {
       return copyOf(cached)
     }
     const joined = this.#shared.get(key)
-    const shared = joined ?? this.#start(cid, key, priority)
+    const shared = joined ?? this.#start(cid, key, request)
     if (escalated?.aborted === true) shared.escalate('foreground')
-    else joined?.escalate(priority)
+    else joined?.escalate(request.priority)
     const escalate = (): void => shared.escalate('foreground')
     escalated?.addEventListener('abort', escalate, { once: true })
     return this.#wait(cid, shared, signal).finally(() =>
@@ -112,7 +113,7 @@ export class BlockSources implements BlockSource {
     }
   }
 
-  #start(cid: CID, key: string, priority: Priority): Shared {
+  #start(cid: CID, key: string, { priority, memory }: BlockRequest): Shared {
     const stop = new AbortController()
     const slot = this.#slots.acquire(priority, stop.signal)
     let race: BlockRace | undefined
@@ -123,7 +124,7 @@ export class BlockSources implements BlockSource {
         throw abortedGet(cid, stop.signal, 'it was still queued')
       }
       try {
-        const request = { priority: slot.priority, signal: stop.signal }
+        const request = { priority: slot.priority, signal: stop.signal, memory }
         race = new BlockRace(cid, this.#orderFor(cid), request, {
           won: (provider, bytes) => this.#onBytes(provider.kind, bytes),
           wrongBytes: (provider, error) => this.#wrongBytes(provider, cid, error),

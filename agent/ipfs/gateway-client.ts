@@ -172,7 +172,7 @@ class BlockResponse implements Dispatcher.DispatchHandler {
     if (length > BLOCK_BYTES_MAX) this.#fail(this.#tooLarge(length))
     else if (length >= 0) {
       this.#declared = length
-      this.#buffer = Buffer.allocUnsafeSlow(length)
+      this.#buffer = this.#waiter.errand?.memory?.take(length) ?? Buffer.allocUnsafeSlow(length)
     }
   }
 

@@ -9,8 +9,8 @@ import { LayerFileWriter } from './layer-file-writer.ts'
 import type { LayerMap } from './layer-map.ts'
 import type { UnitSource } from './layer-source.ts'
 import { type Fetched, LazyLayer, type ReadRequest, type WaitEvent } from './lazy-layer.ts'
+import { ReusedMemory } from './reused-memory.ts'
 import { unitCount, unitRange } from './shared-units.ts'
-import { UnitBuffers } from './unit-buffers.ts'
 
 /** How long bytes may be here without being called so after a crash, in ms. 5 s at 250 MB/s: about 1 GiB fetched again at worst. */
 const FLUSH_INTERVAL_MS = 5_000
@@ -56,6 +56,8 @@ type Collaborators = {
 
 /** The layer files of this node: on disk as far as they were read, fetched on demand, within a number of bytes. */
 export class BlobStore implements AsyncDisposable {
+  /** What blocks and units pass through on their way to the disk. */
+  readonly memory: ReusedMemory = new ReusedMemory()
   readonly #config: BlobStoreConfig
   readonly #queue: FetchQueue<Fetched>
   readonly #log: Log
@@ -63,7 +65,6 @@ export class BlobStore implements AsyncDisposable {
   readonly #onMostRead: (layer: LazyLayer) => void
   readonly #onComplete: (layer: LazyLayer) => void
   readonly #pinned: () => ReadonlySet<number>
-  readonly #buffers = new UnitBuffers()
   readonly #layers = new Map<number, LazyLayer>()
   readonly #names = new Set<string>()
   readonly #flushTimer: NodeJS.Timeout
@@ -117,7 +118,7 @@ export class BlobStore implements AsyncDisposable {
         {
           source,
           queue: this.#queue,
-          buffers: this.#buffers,
+          memory: this.memory,
           onWait: this.#onWait,
           onArrival: (arrived, bytes) => this.#arrived(arrived, bytes),
           onMostRead: this.#onMostRead,

@@ -34,7 +34,7 @@ export const DEFAULT_FETCH_LIMITS: FetchLimits = {
  * What a fetch is told when its turn comes. `signal` aborts when nobody waits for it any more, `escalated` when a page fault
  * has come to wait for it that began as less.
  */
-export type FetchRequest = Required<BlockRequest>
+export type FetchRequest = Required<Omit<BlockRequest, 'memory'>>
 
 const PRIORITIES = ['foreground', 'prefetch', 'background'] as const
 

@@ -6,8 +6,8 @@ import type { FetchQueue, FetchRequest } from './fetch-queue.ts'
 import type { LayerFile } from './layer-file.ts'
 import type { UnitSource } from './layer-source.ts'
 import { ReadAhead } from './read-ahead.ts'
+import type { ReusedMemory } from './reused-memory.ts'
 import { unitAt, unitRange } from './shared-units.ts'
-import type { UnitBuffers } from './unit-buffers.ts'
 
 /** Before a registry that failed is asked again, in ms: 250, then twice that each time, up to 4 s. */
 const FIRST_PAUSE_MS = 250
@@ -45,7 +45,7 @@ export type Fetched = Uint8Array | 'kept'
 type Collaborators = {
   readonly source: UnitSource
   readonly queue: FetchQueue<Fetched>
-  readonly buffers: UnitBuffers
+  readonly memory: ReusedMemory
   readonly onWait: (event: WaitEvent) => void
   /** Called with the bytes of each unit after it arrived. */
   readonly onArrival: (layer: LazyLayer, bytes: number) => void
@@ -60,7 +60,7 @@ export class LazyLayer implements AsyncDisposable {
   readonly file: LayerFile
   readonly #source: UnitSource
   readonly #queue: FetchQueue<Fetched>
-  readonly #buffers: UnitBuffers
+  readonly #memory: ReusedMemory
   readonly #onWait: (event: WaitEvent) => void
   readonly #onArrival: (layer: LazyLayer, bytes: number) => void
   readonly #onMostRead: (layer: LazyLayer) => void
@@ -73,14 +73,14 @@ export class LazyLayer implements AsyncDisposable {
 
   constructor(
     { inode, name, file }: { inode: number; name: string; file: LayerFile },
-    { source, queue, buffers, onWait, onArrival, onMostRead }: Collaborators,
+    { source, queue, memory, onWait, onArrival, onMostRead }: Collaborators,
   ) {
     this.inode = inode
     this.name = name
     this.file = file
     this.#source = source
     this.#queue = queue
-    this.#buffers = buffers
+    this.#memory = memory
     this.#onWait = onWait
     this.#onArrival = onArrival
     this.#onMostRead = onMostRead
@@ -266,7 +266,7 @@ export class LazyLayer implements AsyncDisposable {
       (turn) =>
         turn.priority === 'foreground'
           ? this.#fetchAndKeep(unit, turn)
-          : this.#buffers.lend(end - start, async (into) => {
+          : this.#memory.lend(end - start, async (into) => {
               const bytes = await this.#fetchAndKeep(unit, turn, into)
               if (this.file.has(unit)) return 'kept'
               // The disk is full, and somebody may have come to wait for it.

@@ -216,6 +216,7 @@ export class UnixfsFile implements LayerBlob {
       async (leaf, signal) => {
         const part = await this.#leafPart(leaf, range, { ...request, signal })
         bytes.set(part, Math.max((this.leafStarts[leaf] ?? 0) - range.start, 0))
+        request.memory?.giveBack(part)
       },
     )
     return bytes

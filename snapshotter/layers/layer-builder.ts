@@ -533,7 +533,8 @@ export class LayerBuilder {
 
   async #hold(id: number, map: LayerMap): Promise<LazyLayer> {
     const { store, shared } = this.#parts
-    const source = shared.share(id, new LeafSource(map, () => this.#reopenBlob(id)))
+    const leaves = new LeafSource(map, () => this.#reopenBlob(id), store.memory)
+    const source = shared.share(id, leaves)
     return store.add({ inode: fuseInode(id), name: String(id), map, source })
   }
 

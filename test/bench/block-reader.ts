@@ -2,6 +2,7 @@ import { CID } from 'multiformats/cid'
 import { BlockSources } from '../../agent/ipfs/block-sources.ts'
 import { readDagLinks } from '../../agent/ipfs/dag-links.ts'
 import { GatewayClient } from '../../agent/ipfs/gateway-client.ts'
+import { ReusedMemory } from '../../snapshotter/blobs/reused-memory.ts'
 import type { BlocksRead, BlocksToRead } from './network-path.ts'
 
 // What network-path.ts runs, with the flags of the data worker: fetches every block of a DAG as the agent does, and keeps none.
@@ -12,6 +13,7 @@ const log = { debug: ignore, info: ignore, warn: console.error, error: console.e
 const { gateway, root, atOnce } = JSON.parse(process.argv[2] ?? '') as BlocksToRead
 const client = new GatewayClient(gateway)
 const blocks = new BlockSources([client], { log })
+const memory = new ReusedMemory()
 const request = { priority: 'prefetch', signal: AbortSignal.timeout(600_000) } as const
 
 const leaves = await leavesOf(CID.parse(root))
@@ -36,8 +38,9 @@ async function readAll(cids: readonly CID[]): Promise<number> {
   let [next, sum] = [0, 0]
   const readOn = async (): Promise<void> => {
     for (let cid = cids[next++]; cid !== undefined; cid = cids[next++]) {
-      const { length } = await blocks.get(cid, request)
-      sum += length
+      const block = await blocks.get(cid, { ...request, memory })
+      sum += block.length
+      memory.giveBack(block)
     }
   }
   await Promise.all(Array.from({ length: atOnce }, readOn))

@@ -7,6 +7,7 @@ import {
   ProviderHealth,
 } from '../../../agent/ipfs/block-provider.ts'
 import { BlockSources } from '../../../agent/ipfs/block-sources.ts'
+import { ReusedMemory } from '../../../snapshotter/blobs/reused-memory.ts'
 import type { Priority } from '../../../snapshotter/block-source.ts'
 import { BlockError, type ErrorCode } from '../../../snapshotter/errors.ts'
 import { failureOf } from '../../support/failure-of.ts'
@@ -123,6 +124,25 @@ test('a block asked for by several at once is fetched once, and each gets bytes 
   const got = await Promise.all(gets)
   got[0]?.fill(0)
   expect(got.map((bytes) => Buffer.from(bytes).toString())).toEqual(['\0', 'x', 'x'])
+})
+
+test('a block is received in the memory of whoever asked first, and others have theirs when that one gives it back', async () => {
+  using memory = new ReusedMemory()
+  const provider = new ScriptedProvider('p')
+  const sources = new BlockSources([provider], { log })
+  const getAndGiveBack = async (): Promise<void> => {
+    memory.giveBack(await sources.get(cid, { ...foreground, memory }))
+    memory.take(1).fill(0)
+  }
+  const first = getAndGiveBack()
+  const second = sources.get(cid, foreground)
+  await turn()
+  const into = provider.asked[0]?.errand?.memory?.take(1)
+  into?.set(block('x'))
+  provider.asked[0]?.answer(into ?? 'NOT_FOUND')
+  await first
+  expect(into?.[0]).toBe(0)
+  expect(Buffer.from(await second).toString()).toBe('x')
 })
 
 test('one of several who leaves does not stop the fetch, the last one does', async () => {

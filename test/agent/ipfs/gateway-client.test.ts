@@ -4,6 +4,7 @@ import type { CID } from 'multiformats/cid'
 import { expect, test } from 'vitest'
 import { BLOCK_BYTES_MAX } from '../../../agent/ipfs/block-provider.ts'
 import { GatewayClient } from '../../../agent/ipfs/gateway-client.ts'
+import { ReusedMemory } from '../../../snapshotter/blobs/reused-memory.ts'
 import { BlockPeer, type Misbehaviour } from '../../support/block-peer.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { cidOf } from '../../support/memory-blocks.ts'
@@ -51,6 +52,21 @@ test('an answer without a length is read to its end, and an empty block is a blo
   peer.misbehaviour = (_request, response) =>
     void response.writeHead(200, { 'content-length': 0 }).end()
   expect(await gateway.get(cidOf(new Uint8Array()), never)).toHaveLength(0)
+})
+
+test('a block of a length that is told is received in the memory that was given for it, and verified there', async () => {
+  const [one, other] = randomBlocks(2, 100_000)
+  if (one === undefined || other === undefined) throw new Error('two blocks')
+  await using peer = await BlockPeer.serve(asMap([one, other]))
+  await using gateway = new GatewayClient(peer.url)
+  using memory = new ReusedMemory()
+  const errand = { priority: 'prefetch', escalated: never, isWorking: () => {}, memory } as const
+  const got = await gateway.get(one.cid, never, errand)
+  expect(Buffer.compare(got, one.block)).toBe(0)
+  memory.giveBack(got)
+  const next = await gateway.get(other.cid, never, errand)
+  expect(next.buffer).toBe(got.buffer)
+  expect(Buffer.compare(next, other.block)).toBe(0)
 })
 
 test('a gateway is told for whom a block is, and heard when it says that it works on it', async () => {

@@ -1,4 +1,6 @@
-/** Memory kept for the next unit, in bytes. 16 MiB: what is decoded at once by four threads, eight times over. */
+import type { BlockMemory } from '../block-source.ts'
+
+/** Memory kept for what comes next, in bytes. 16 MiB: what is decoded at once by four threads, eight times over. */
 const KEPT_BYTES_MAX = 16 * 1024 * 1024
 
 /** Sizes of buffers: powers of two from 64 KiB, below which V8 takes them from its own heap soon enough, to the largest unit that `ipdr push` writes. */
@@ -9,24 +11,38 @@ const MOST_BYTES = 8 * 1024 * 1024
 const IDLE_MS = 5_000
 
 /**
- * Memory that units are decoded into, one after another. A new buffer for each costs more than hashing it: V8 collects garbage for
- * every few of them.
+ * Memory that blocks are received in and units are decoded into, one after another. A new buffer for each costs more than hashing
+ * it: V8 collects garbage for every few of them.
  */
-export class UnitBuffers implements Disposable {
+export class ReusedMemory implements BlockMemory, Disposable {
   readonly #kept = new Map<number, Uint8Array[]>()
+  /** What was taken and has not come back, by its memory. */
+  readonly #taken = new WeakMap<ArrayBufferLike, Uint8Array>()
   #keptBytes = 0
   #idle: NodeJS.Timeout | undefined
 
   /** Calls `work` with `bytes` bytes of whatever content, which are another's once it has come to its end. */
   async lend<Result>(bytes: number, work: (into: Uint8Array) => Promise<Result>): Promise<Result> {
-    const size = sizeFor(bytes)
-    if (size === undefined) return work(Buffer.allocUnsafeSlow(bytes))
-    const whole = this.#take(size)
+    const into = this.take(bytes)
     try {
-      return await work(whole.subarray(0, bytes))
+      return await work(into)
     } finally {
-      this.#keep(whole)
+      this.giveBack(into)
     }
+  }
+
+  take(bytes: number): Uint8Array {
+    const size = sizeFor(bytes)
+    if (size === undefined) return Buffer.allocUnsafeSlow(bytes)
+    const whole = this.#takeWhole(size)
+    this.#taken.set(whole.buffer, whole)
+    return whole.subarray(0, bytes)
+  }
+
+  giveBack({ buffer }: Uint8Array): void {
+    const whole = this.#taken.get(buffer)
+    // Twice would lend it to two.
+    if (whole !== undefined && this.#taken.delete(buffer)) this.#keep(whole)
   }
 
   [Symbol.dispose](): void {
@@ -36,7 +52,7 @@ export class UnitBuffers implements Disposable {
     this.#keptBytes = 0
   }
 
-  #take(size: number): Uint8Array {
+  #takeWhole(size: number): Uint8Array {
     const whole = this.#kept.get(size)?.pop()
     if (whole === undefined) return Buffer.allocUnsafeSlow(size)
     this.#keptBytes -= size

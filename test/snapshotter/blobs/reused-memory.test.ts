@@ -1,5 +1,5 @@
 import { expect, test, vi } from 'vitest'
-import { UnitBuffers } from '../../../snapshotter/blobs/unit-buffers.ts'
+import { ReusedMemory } from '../../../snapshotter/blobs/reused-memory.ts'
 
 const MIB = 1024 ** 2
 
@@ -9,7 +9,7 @@ function memoryOf(bytes: Uint8Array): ArrayBufferLike {
 }
 
 test('memory is as long as was asked for, and lent again to the next one of about that length', async () => {
-  using buffers = new UnitBuffers()
+  using buffers = new ReusedMemory()
   const first = await buffers.lend(300_000, async (into) => into)
   expect(first).toHaveLength(300_000)
   const second = await buffers.lend(500_000, async (into) => into)
@@ -20,7 +20,7 @@ test('memory is as long as was asked for, and lent again to the next one of abou
 })
 
 test('nobody is lent what another still has, however that one ends', async () => {
-  using buffers = new UnitBuffers()
+  using buffers = new ReusedMemory()
   const work = Promise.withResolvers<never>()
   let held: Uint8Array | undefined
   const holding = buffers.lend(MIB, (into) => {
@@ -35,10 +35,22 @@ test('nobody is lent what another still has, however that one ends', async () =>
   expect([held, meanwhile].map((bytes) => bytes?.buffer)).toContain(memoryOf(after))
 })
 
+test('what was taken is lent again once any part of it was given back, to one only, and what came from elsewhere is not lent', () => {
+  using memory = new ReusedMemory()
+  const taken = memory.take(300_000)
+  memory.giveBack(new Uint8Array(512 * 1024))
+  expect(memoryOf(memory.take(300_000))).not.toBe(memoryOf(taken))
+  memory.giveBack(taken.subarray(7, 9))
+  memory.giveBack(taken)
+  const next = memory.take(400_000)
+  expect([next.length, memoryOf(next)]).toEqual([400_000, memoryOf(taken)])
+  expect(memoryOf(memory.take(400_000))).not.toBe(memoryOf(taken))
+})
+
 test('no more than 16 MiB are kept, none of it for more than some seconds of rest, and nothing of units that nobody publishes', async () => {
   vi.useFakeTimers()
   try {
-    using buffers = new UnitBuffers()
+    using buffers = new ReusedMemory()
     const lent: Uint8Array[] = []
     const all = Promise.withResolvers<void>()
     const borrowers = Array.from({ length: 3 }, () =>
