@@ -14,6 +14,7 @@ export type BlocksToRead = {
 
 export type BlocksRead = {
   readonly blocks: number
+  /** Those that came over the network: what is in memory already costs nothing. */
   readonly bytes: number
   readonly ms: number
   readonly cpuSeconds: number
