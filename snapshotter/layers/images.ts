@@ -50,7 +50,13 @@ export class Images {
     checkRunnable(manifest, name)
     const image = await openIpfsImage(root, this.#blocks, request)
     await this.#trust.check(imageToTrust(image, found.digest), request)
-    const { diffIds } = await readImageConfig(image, manifest, request)
+    const blobDigests = manifest.layers.map(({ digest }) => digest)
+    // At once: each of them is some round trips, and a pull waits for all.
+    const [{ diffIds }, blobCids, indexCids] = await Promise.all([
+      readImageConfig(image, manifest, request),
+      image.blobCids(blobDigests, request),
+      this.#sideIndexesOf(root, request),
+    ])
     if (diffIds.length !== manifest.layers.length) {
       throw new ImageError(
         'INVALID_ARGUMENT',
@@ -58,9 +64,6 @@ export class Images {
         { root: rootCid, digest: found.digest },
       )
     }
-    const blobDigests = manifest.layers.map(({ digest }) => digest)
-    const blobCids = await image.blobCids(blobDigests, request)
-    const indexCids = await this.#sideIndexesOf(root, request)
     const chainIds = layerChainIds(diffIds)
     const layers = manifest.layers.map((descriptor, position): ImageLayer => {
       const blobCid = blobCids.get(descriptor.digest)

@@ -1,9 +1,12 @@
 import { expect, onTestFinished, test } from 'vitest'
+import { resolveUnixfsPath } from '../../../snapshotter/dag/unixfs-path.ts'
 import { MEDIA_TYPES } from '../../../snapshotter/oci/descriptor.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
+import { SIDE_INDEXES_DIRECTORY } from '../../../snapshotter/toc/side-index.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { MemoryBlocks } from '../../support/memory-blocks.ts'
 import { LazyNode } from './lazy-node.ts'
+import { publishImage } from './published-image.ts'
 
 test('a config of 40 MB is refused after a tenth of it was fetched, whatever its manifest says', async () => {
   const blocks = new MemoryBlocks()
@@ -29,4 +32,30 @@ test('a config of 40 MB is refused after a tenth of it was fetched, whatever its
   )
   expect(failure).toMatchObject({ name: 'ImageError', code: 'RESOURCE_EXHAUSTED' })
   expect(new Set(blocks.asked).size).toBeLessThan(30)
+})
+
+test('the directory of indexes is asked for while the config is still on its way', async () => {
+  const blocks = new MemoryBlocks()
+  const layer = { blob: Buffer.from('layer'), diffId: digestOf(Buffer.from('tar')) }
+  const sideIndex = Buffer.from('index')
+  const image = await publishImage(blocks, [{ ...layer, sideIndex }])
+  const { config } = JSON.parse(image.manifest.toString('utf8'))
+  const configCid = [...blocks.blocks].find(([, block]) => digestOf(block) === config.digest)?.[0]
+  const request = { priority: 'foreground', signal: AbortSignal.timeout(10_000) } as const
+  const indexes = await resolveUnixfsPath(image.root, [SIDE_INDEXES_DIRECTORY], blocks, request)
+  const isAsked = Promise.withResolvers<void>()
+  let isConfigHeldBack = false
+  const node = await LazyNode.open({
+    async get(cid, asked) {
+      if (cid.equals(indexes.cid)) isAsked.resolve()
+      if (cid.toString() === configCid) {
+        isConfigHeldBack = true
+        await isAsked.promise
+      }
+      return blocks.get(cid, asked)
+    },
+  })
+  onTestFinished(() => node[Symbol.asyncDispose]())
+  await node.serve(image)
+  expect(isConfigHeldBack).toBe(true)
 })
