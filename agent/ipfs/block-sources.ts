@@ -14,7 +14,7 @@ import { BlockRace } from './block-race.ts'
 /** Blocks kept in memory, in bytes: directories, inner nodes and manifests of some 20 images at 200 KiB each, twice. */
 const CACHE_BYTES_MAX: number = 8 * 1024 * 1024
 
-/** Blocks up to this size are kept. Inner nodes with 174 links have 9 KiB, manifests a few; leaves of layers are larger. */
+/** Blocks up to this size are kept. Inner nodes with 174 links have 9 KiB, manifests a few. */
 const CACHED_BLOCK_BYTES_MAX: number = 64 * 1024
 
 /** Inner nodes are kept up to this size: 1,024 links of 50 bytes, four times over. */
@@ -130,7 +130,8 @@ export class BlockSources implements BlockSource {
           wrongBytes: (provider, error) => this.#wrongBytes(provider, cid, error),
         })
         const bytes = await race.run()
-        this.#cache.add(key, cid.code, bytes)
+        // Whoever gives its memory back has put it on the disk.
+        if (memory === undefined) this.#cache.add(key, cid.code, bytes)
         return bytes
       } finally {
         slot.release()

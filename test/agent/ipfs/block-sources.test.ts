@@ -391,6 +391,15 @@ test('small blocks are kept in memory within a bound, and what a caller does to 
   expect(kinds.at(-1)).toBe('gateway')
 })
 
+test('a block of a layer, whose memory is given back, is not kept', async () => {
+  using memory = new ReusedMemory()
+  const provider = new ScriptedProvider('p', block('x'))
+  const sources = new BlockSources([provider], { log })
+  await sources.get(cid, { ...foreground, memory })
+  await sources.get(cid, { ...foreground, memory })
+  expect(provider.asked).toHaveLength(2)
+})
+
 test('a large block is not kept', async () => {
   const provider = new ScriptedProvider('p', new Uint8Array(64 * 1024 + 1))
   const sources = new BlockSources([provider], { log })
