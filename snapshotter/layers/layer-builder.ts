@@ -109,6 +109,7 @@ export class LayerBuilder {
    * ImageError (the blob is not the one that the manifest names) or LayerError (malformed, hostile, or too large).
    */
   async build(id: number, layer: ImageLayer, signal: AbortSignal): Promise<BuiltLayer> {
+    this.#parts.tables.warm()
     try {
       const blob = await this.#openBlob(id, layer, signal)
       if (blob.size !== layer.blobSize) {

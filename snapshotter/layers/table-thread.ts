@@ -43,6 +43,12 @@ export class TableThread implements AsyncDisposable {
   #tasks = 0
   readonly #waiting = new Map<number, Waiting>()
 
+  /** Has the thread start now, for work that is about to come: it takes 80 ms, as long as some round trips to a peer. */
+  warm(): void {
+    this.#worker ??= this.#start()
+    this.#restAfterWork()
+  }
+
   /** Rejects with LayerError if the index, or the tables, are a lie or damaged. */
   index(
     request: IndexRequest | SideIndexRequest | ChunkedRequest | EstargzRequest,
@@ -103,7 +109,13 @@ export class TableThread implements AsyncDisposable {
       const { code, message, facts } = reply.failure
       waiting?.reject(new LayerError(code, message, facts))
     }
+    this.#restAfterWork()
+  }
+
+  /** Ends the thread when no work has come for a while. */
+  #restAfterWork(): void {
     if (this.#waiting.size > 0) return
+    clearTimeout(this.#idle)
     this.#idle = setTimeout(() => {
       const worker = this.#worker
       this.#worker = undefined
