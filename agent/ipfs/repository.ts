@@ -8,6 +8,7 @@ import { CID } from 'multiformats/cid'
 import { z } from 'zod'
 import { CodedError } from '../../snapshotter/errors.ts'
 import { verifyBlock } from '../../snapshotter/oci/verify-block.ts'
+import { orUndefinedIfGone } from '../../snapshotter/or-undefined-if-gone.ts'
 import { BLOCK_BYTES_MAX } from './block-provider.ts'
 import { isUnixfsCodec, readDagLinks } from './dag-links.ts'
 import type { ServedBlocks } from './start-bitswap.ts'
@@ -20,6 +21,8 @@ export type RepositoryRoot = { readonly cid: CID; readonly name: string; readonl
 
 const rootSchema = z.object({ name: z.string(), addedAt: z.iso.datetime() })
 
+/** Which folder and file a block is: for blockstore-fs, which writes them, and for us, who read them. */
+const SHARDING = new NextToLast()
 const BLOCK_FILE = /^([A-Z2-7]+)\.data$/
 
 /**
@@ -28,21 +31,18 @@ const BLOCK_FILE = /^([A-Z2-7]+)\.data$/
 export class BlockRepository implements AsyncDisposable {
   readonly #directory: string
   readonly #blockstore: FsBlockstore
-  readonly #sharding: NextToLast
 
-  private constructor(directory: string, blockstore: FsBlockstore, sharding: NextToLast) {
+  private constructor(directory: string, blockstore: FsBlockstore) {
     this.#directory = directory
     this.#blockstore = blockstore
-    this.#sharding = sharding
   }
 
   /** Opens the repository in `directory`, which is made if it is not there. */
   static async open(directory: string): Promise<BlockRepository> {
     await mkdir(join(directory, 'roots'), { recursive: true })
-    const shardingStrategy = new NextToLast()
-    const blockstore = new FsBlockstore(join(directory, 'blocks'), { shardingStrategy })
+    const blockstore = new FsBlockstore(join(directory, 'blocks'), { shardingStrategy: SHARDING })
     await blockstore.open()
-    return new BlockRepository(directory, blockstore, shardingStrategy)
+    return new BlockRepository(directory, blockstore)
   }
 
   /** Keeps a block, which is checked first. Safe to call for many at once. */
@@ -61,15 +61,10 @@ export class BlockRepository implements AsyncDisposable {
   /** The block, checked again after the disk; undefined if it is not here. Rejects with BlockError DATA_LOSS if the disk changed it. */
   async get(cid: CID): Promise<Uint8Array | undefined> {
     // blockstore-fs reads pieces of 64 KiB, three times the work, and calls every failure of the disk "not here".
-    const { dir, file } = this.#sharding.encode(cid)
-    try {
-      const block = await readFile(join(this.#directory, 'blocks', dir, file))
-      verifyBlock(cid, block)
-      return block
-    } catch (error) {
-      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
-      throw error
-    }
+    const { dir, file } = SHARDING.encode(cid)
+    const block = await orUndefinedIfGone(readFile(join(this.#directory, 'blocks', dir, file)))
+    if (block !== undefined) verifyBlock(cid, block)
+    return block
   }
 
   has(cid: CID): Promise<boolean> {
