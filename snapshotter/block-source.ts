@@ -9,7 +9,7 @@ export type BlockRequest = {
   /** Aborts when somebody in the foreground has come to wait for the same: it is foreground from then on. */
   readonly escalated?: AbortSignal
   /** Where a source may put the block, if whoever asks is going to give it back. */
-  readonly memory?: BlockMemory
+  readonly memory?: BlockMemory | undefined
 }
 
 /** Memory for blocks that is used again. */

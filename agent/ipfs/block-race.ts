@@ -1,5 +1,5 @@
 import type { CID } from 'multiformats/cid'
-import type { BlockMemory, Priority } from '../../snapshotter/block-source.ts'
+import type { BlockMemory, BlockRequest, Priority } from '../../snapshotter/block-source.ts'
 import { BlockError } from '../../snapshotter/errors.ts'
 import { abortedGet, type BlockOrder, type BlockProvider } from './block-provider.ts'
 
@@ -23,12 +23,6 @@ export type RaceOutcomes = {
   readonly wrongBytes: (provider: BlockProvider, error: BlockError) => void
 }
 
-type RaceRequest = {
-  readonly priority: Priority
-  readonly signal: AbortSignal
-  readonly memory: BlockMemory | undefined
-}
-
 /** Asks providers for one block, one after another and overlapping if somebody waits, until one has sent it. */
 export class BlockRace {
   readonly #cid: CID
@@ -49,7 +43,7 @@ export class BlockRace {
   constructor(
     cid: CID,
     { first, spare }: BlockOrder,
-    { priority, signal, memory }: RaceRequest,
+    { priority, signal, memory }: BlockRequest,
     outcomes: RaceOutcomes,
   ) {
     this.#cid = cid

@@ -23,7 +23,8 @@ export class LeafSource implements UnitSource {
   }
 
   async fetchUnit(unit: number, request: BlockRequest, into?: Uint8Array): Promise<Uint8Array> {
-    const [blob, memory] = [await this.#leaves(), this.#memory]
+    const blob = await this.#leaves()
+    const memory = this.#memory
     const part = await blob.readRange(this.map.blobRange(unit), { ...request, memory })
     const decoded = await this.map.decode(unit, part, into)
     // A unit that is stored as it is may be the part itself.
