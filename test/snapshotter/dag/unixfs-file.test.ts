@@ -5,7 +5,7 @@ import { balanced, trickle } from 'ipfs-unixfs-importer/layout'
 import { CID } from 'multiformats/cid'
 import { create } from 'multiformats/hashes/digest'
 import { expect, test } from 'vitest'
-import type { BlockRequest } from '../../../snapshotter/block-source.ts'
+import type { BlockMemory, BlockRequest } from '../../../snapshotter/block-source.ts'
 import { UnixfsFile } from '../../../snapshotter/dag/unixfs-file.ts'
 import { BLOCK_BYTES_MAX } from '../../../snapshotter/dag/unixfs-node.ts'
 import { failureOf } from '../../support/failure-of.ts'
@@ -75,6 +75,41 @@ test('opening a file with dag-pb leaves reads one leaf of each node only', async
   })
   await UnixfsFile.open(cid, blocks, request)
   expect(new Set(blocks.asked).size).toBe(1 + 10 + 10)
+})
+
+test('a range of several leaves gives the memory of each back, one of a single leaf leaves that to the reader', async () => {
+  const blocks = new MemoryBlocks()
+  const content = randomBytes(1_000)
+  const cid = await blocks.addFile(content, { chunker: fixedSize({ chunkSize: 100 }) })
+  const lent = new Set<Uint8Array>()
+  const memory: BlockMemory = {
+    take(bytes) {
+      const array = new Uint8Array(bytes)
+      lent.add(array)
+      return array
+    },
+    giveBack({ buffer }) {
+      for (const array of lent) if (array.buffer === buffer) lent.delete(array)
+    },
+  }
+  const file = await UnixfsFile.open(
+    cid,
+    {
+      async get(leaf, asked) {
+        const block = await blocks.get(leaf, asked)
+        const into = asked.memory?.take(block.length)
+        into?.set(block)
+        return into ?? block
+      },
+    },
+    request,
+  )
+  const several = await file.readRange({ start: 150, end: 450 }, { ...request, memory })
+  expect(Buffer.compare(several, content.subarray(150, 450))).toBe(0)
+  expect(lent.size).toBe(0)
+  const single = await file.readRange({ start: 110, end: 190 }, { ...request, memory })
+  expect(Buffer.compare(single, content.subarray(110, 190))).toBe(0)
+  expect([...lent].map(({ buffer }) => buffer)).toEqual([single.buffer])
 })
 
 test('a range asks for the leaves that it overlaps, some at once but never all', async () => {
