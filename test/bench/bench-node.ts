@@ -17,15 +17,18 @@ export class BenchPublisher implements AsyncDisposable {
   readonly gatewayUrl: string
   /** The directory of blocks that it serves. */
   readonly repository: string
+  /** The process that serves it. */
+  readonly pid: number
   readonly #scratch: Scratch
   readonly #opened: AsyncDisposableStack
 
   private constructor(
-    gatewayUrl: string,
+    { addresses: { gateway }, pid }: Publisher,
     places: { scratch: Scratch; repository: string },
     opened: AsyncDisposableStack,
   ) {
-    this.gatewayUrl = gatewayUrl
+    this.gatewayUrl = gateway
+    this.pid = pid
     this.#scratch = places.scratch
     this.repository = places.repository
     this.#opened = opened
@@ -40,7 +43,7 @@ export class BenchPublisher implements AsyncDisposable {
     const publisher = opened.use(
       await Publisher.start(scratch, { repository, signal, ...(on && { on }) }),
     )
-    return new BenchPublisher(publisher.addresses.gateway, { scratch, repository }, opened.move())
+    return new BenchPublisher(publisher, { scratch, repository }, opened.move())
   }
 
   /** `ipdr push` of the image; with the time it took, start of the command included. `more` are words for it. */

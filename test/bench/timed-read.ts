@@ -1,5 +1,4 @@
-import { join } from 'node:path'
-import { runCommand } from '../support/run-command.ts'
+import { inOwnProcess } from './in-own-process.ts'
 
 export type ReadTask = {
   /** `walk`: look at every entry. `files`: read every file too. `random`: read single pages of one file. */
@@ -31,11 +30,6 @@ const DEADLINE_MS = 300_000
  * Reads in a process of its own: one that reads from a FUSE server may be stuck in the kernel for as long as that server
  * takes, and nothing else of ours should be. Rejects after five minutes.
  */
-export async function timedRead(task: ReadTask): Promise<ReadResult> {
-  const reader = join(import.meta.dirname, 'reader.ts')
-  const flags = ['--disable-warning=ExperimentalWarning', '--expose-gc']
-  const answer = await runCommand(process.execPath, [...flags, reader, JSON.stringify(task)], {
-    signal: AbortSignal.timeout(DEADLINE_MS),
-  })
-  return JSON.parse(answer) as ReadResult
+export function timedRead(task: ReadTask): Promise<ReadResult> {
+  return inOwnProcess('reader.ts', task, { flags: ['--expose-gc'], deadlineMs: DEADLINE_MS })
 }

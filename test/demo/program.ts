@@ -18,6 +18,7 @@ type Listeners = {
 export class Program implements AsyncDisposable {
   /** Resolves once it has ended well. Rejects with the last of what it said, if it has not. */
   readonly ended: Promise<void>
+  readonly pid: number
   readonly #process: ChildProcess
   readonly #exited: Promise<unknown>
 
@@ -27,6 +28,7 @@ export class Program implements AsyncDisposable {
     const child = spawn(file, args, { env, stdio: ['ignore', 'pipe', 'pipe'] })
     if (child.pid !== undefined) scratch.own(child.pid)
     this.#process = child
+    this.pid = child.pid ?? 0
     const lastLines: string[] = []
     createInterface({ input: child.stdout }).on('line', (line) => onOutput?.(line))
     createInterface({ input: child.stderr }).on('line', (line) => {

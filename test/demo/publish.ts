@@ -105,6 +105,10 @@ export class Publisher implements AsyncDisposable {
     }
   }
 
+  get pid(): number {
+    return this.#program.pid
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#program[Symbol.asyncDispose]()
   }
