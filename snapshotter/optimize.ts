@@ -9,10 +9,12 @@ import type { ImageConfig } from './oci/image-config.ts'
 import { type ImageManifest, parseManifest } from './oci/manifest.ts'
 import { formatPlatform } from './oci/platform.ts'
 import type { ImageReference } from './oci/reference.ts'
+import { listReads } from './prefetch/list-reads.ts'
 import { placeRanges } from './prefetch/place-ranges.ts'
 import { listTotals, type PrefetchList } from './prefetch/prefetch-list.ts'
 import { addPublishedLists, readPublishedList } from './prefetch/published-list.ts'
 import type { BlockSink } from './publish/import-image.ts'
+import type { ImageStartReads } from './publish/push-image.ts'
 import type { LayerToc } from './toc/layer-toc.ts'
 import { readLayerIndex } from './toc/read-layer-toc.ts'
 
@@ -54,6 +56,14 @@ export async function prefetchListsOf(
     if (list !== undefined) lists.set(platform, list)
   }
   return lists
+}
+
+/** The lists of an image by platform as `pushImage` wants them, so that it keeps what starts read apart from the rest. */
+export function startReadsOf(lists: ReadonlyMap<string, PrefetchList>): ImageStartReads {
+  return (layer, { platform, diffIds }) => {
+    const list = lists.get(platform)
+    return list && listReads(list, layer, diffIds)
+  }
 }
 
 /**

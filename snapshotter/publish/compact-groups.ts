@@ -12,16 +12,22 @@ export const GROUP_BYTES_MAX: number = 8 * 1024 * 1024
 
 /**
  * Gathers pieces into groups that are compressed together, each to be a leaf. A group ends after a content whose digest says so, so
- * that a run of the same files becomes the same groups in another layer, as `LeafBoundaries` does it with frames.
+ * that a run of the same files becomes the same groups in another layer, as `LeafBoundaries` does it with frames. What a start reads
+ * and what it does not read never share a group.
  */
 export class CompactGroups {
   #pieces: LayerPiece[] = []
   #bytes = 0
+  #isRead: boolean | undefined
 
   /** Takes the next piece; returns the groups that are complete. */
   push(piece: LayerPiece): LayerPiece[][] {
     const { bytes, content } = piece
-    const ended = this.#bytes + bytes.length > GROUP_BYTES_MAX ? this.end() : []
+    // Headers and padding belong to what is before them.
+    const isRead = content === undefined ? this.#isRead : content.isRead
+    const isOther = this.#isRead !== undefined && isRead !== this.#isRead
+    const ended = isOther || this.#bytes + bytes.length > GROUP_BYTES_MAX ? this.end() : []
+    this.#isRead = isRead
     this.#pieces.push(piece)
     this.#bytes += bytes.length
     const isLast =
@@ -36,6 +42,7 @@ export class CompactGroups {
     const pieces = this.#pieces
     this.#pieces = []
     this.#bytes = 0
+    this.#isRead = undefined
     return pieces.length === 0 ? [] : [pieces]
   }
 }

@@ -5,6 +5,7 @@ import type { TarMember } from '../toc/walk-tar.ts'
 import { TarStreamWalk } from '../toc/walk-tar.ts'
 import { CHUNK_BYTES_MAX, ContentChunks } from './content-chunks.ts'
 import { Crc64 } from './crc64.ts'
+import { type ContentPart, contentParts, type StartReads } from './start-reads.ts'
 
 /** Headers and padding in one frame, in bytes. 256 KiB: 500 directories or links in a row. */
 const METADATA_BYTES_MAX = 256 * 1024
@@ -21,6 +22,8 @@ export type LayerPiece = {
     readonly fileOffset: number
     /** SHA-256 of `bytes`, in hex. */
     readonly sha256: string
+    /** Whether a start of the image reads it; undefined if nobody knows what starts read. */
+    readonly isRead: boolean | undefined
   }
 }
 
@@ -41,6 +44,7 @@ export type PassedMember = {
 export class LayerPieces {
   readonly #walk = new TarStreamWalk((member) => this.#ahead.push(member))
   readonly #onPassed: (passed: PassedMember) => void
+  readonly #startReads: StartReads | undefined
   readonly #chunks = new ContentChunks()
   readonly #crc64 = new Crc64()
   /** Members whose content does not start before `#position`, in order. */
@@ -55,9 +59,13 @@ export class LayerPieces {
   #content: OpenContent | undefined
   #ready: LayerPiece[] = []
 
-  /** `onPassed` hears of each member in tar order, no later than the piece after its content is returned. */
-  constructor(onPassed: (passed: PassedMember) => void) {
+  /**
+   * `onPassed` hears of each member in tar order, no later than the piece after its content is returned. With `startReads`, no piece
+   * holds both bytes that a start reads and others.
+   */
+  constructor(onPassed: (passed: PassedMember) => void, startReads?: StartReads) {
     this.#onPassed = onPassed
+    this.#startReads = startReads
   }
 
   /** Takes the next bytes of the tar, which may be changed afterwards; returns the pieces that are complete. */
@@ -107,8 +115,11 @@ export class LayerPieces {
       return
     }
     this.#endMetadata()
+    const { path } = member.entry
     this.#content = {
       member,
+      parts: this.#startReads && contentParts(this.#startReads({ path, size }), size),
+      part: 0,
       segment,
       left: size,
       chunk: Buffer.allocUnsafe(Math.min(size, CHUNK_BYTES_MAX)),
@@ -140,11 +151,13 @@ export class LayerPieces {
   /** Makes a piece of the first chunk in the buffer; `toCome` bytes of the content are not in it yet. */
   #cut(content: OpenContent, toCome: number): void {
     const filled = content.chunk.subarray(0, content.filled)
-    const length = this.#chunks.next(filled)
+    const { member, fileOffset } = content
+    const part = content.parts?.[content.part]
+    const partEnd = part === undefined ? filled.length : part.end - fileOffset
+    const length = this.#chunks.next(filled.subarray(0, partEnd))
     const bytes = filled.subarray(0, length)
     const sha256 = hash('sha256', bytes)
-    const { member, fileOffset } = content
-    this.#ready.push({ bytes, content: { member, fileOffset, sha256 } })
+    this.#ready.push({ bytes, content: { member, fileOffset, sha256, isRead: part?.isRead } })
     const isOnly = fileOffset === 0 && length === content.filled && toCome === 0
     if (!isOnly) {
       content.whole ??= createHash('sha256')
@@ -152,6 +165,7 @@ export class LayerPieces {
     }
     const rest = filled.subarray(length)
     content.fileOffset += length
+    if (part !== undefined && part.end <= content.fileOffset) content.part++
     content.chunk = Buffer.allocUnsafe(Math.min(rest.length + toCome, CHUNK_BYTES_MAX))
     content.filled = rest.copy(content.chunk)
   }
@@ -199,6 +213,9 @@ export class LayerPieces {
 type OpenContent = {
   readonly member: TarMember
   readonly segment: Uint8Array | undefined
+  /** Which parts of it a start reads, undefined if nobody knows; and in which of them the next chunk is. */
+  readonly parts: readonly ContentPart[] | undefined
+  part: number
   left: number
   /** As much of the next chunk as is here. */
   chunk: Buffer

@@ -3,6 +3,8 @@ export type LeafFrame = {
   readonly blobBytes: number
   readonly layerBytes: number
   readonly contentDigest?: string
+  /** Whether a start of the image reads it, where that is known; headers and padding belong to what is before them. */
+  readonly isRead?: boolean
 }
 
 /** From this compressed length on a content is a leaf alone, in bytes. 64 KiB: larger than any group around it should grow by. */
@@ -24,25 +26,36 @@ export const LEAF_LAYER_BYTES_MAX: number = 2 * 1024 * 1024
  * Decides where the UnixFS leaves of a layer end: between frames, and after a file whose digest says so. The decision looks at
  * that file and at the leaf so far only, so that a run of the same files becomes the same leaves in another layer. The chance
  * grows with the length of the file, as if every byte were asked.
+ *
+ * What a start of the image reads and what it does not read never share a leaf. Padding goes with what is read, since the kernel reads
+ * the last block of a file whole: such a leaf ends only where the next content begins.
  */
 export class LeafBoundaries {
   #blobBytes = 0
   #layerBytes = 0
+  #isRead: boolean | undefined
+  /** The leaf is over, but for the padding that follows. */
+  #isOver = false
 
   /** Takes the next frame: does a leaf end before it, and does one end after it? */
   place(frame: LeafFrame): { readonly endsBefore: boolean; readonly endsAfter: boolean } {
-    const { blobBytes, layerBytes, contentDigest } = frame
-    const alone = contentDigest !== undefined && blobBytes >= OWN_LEAF_BYTES_MIN
+    const { blobBytes, layerBytes, contentDigest, isRead } = frame
+    const isContent = contentDigest !== undefined
+    const alone = isContent && blobBytes >= OWN_LEAF_BYTES_MIN
     const full =
       this.#blobBytes + blobBytes > LEAF_BYTES_MAX ||
       this.#layerBytes + layerBytes > LEAF_LAYER_BYTES_MAX
-    const endsBefore = this.#blobBytes > 0 && (alone || full)
+    const isOther = isContent && this.#isRead !== undefined && isRead !== this.#isRead
+    const endsBefore =
+      this.#blobBytes > 0 && (alone || full || isOther || (isContent && this.#isOver))
     if (endsBefore) this.#reset()
     this.#blobBytes += blobBytes
     this.#layerBytes += layerBytes
-    const endsAfter =
-      alone || (contentDigest !== undefined && this.#drawn(contentDigest, blobBytes))
+    if (isContent) this.#isRead = isRead
+    const isLast = alone || (isContent && this.#drawn(contentDigest, blobBytes))
+    const endsAfter = isLast && isRead !== true
     if (endsAfter) this.#reset()
+    else this.#isOver ||= isLast
     return { endsBefore, endsAfter }
   }
 
@@ -54,6 +67,8 @@ export class LeafBoundaries {
   #reset(): void {
     this.#blobBytes = 0
     this.#layerBytes = 0
+    this.#isRead = undefined
+    this.#isOver = false
   }
 }
 

@@ -17,6 +17,7 @@ import type { ImageToPush } from './image-to-push.ts'
 import type { BlockSink, ImportedNode } from './import-image.ts'
 import { ImageDirectory, importBlob } from './import-image.ts'
 import { layersToEncrypt } from './layers-to-encrypt.ts'
+import type { StartReads } from './start-reads.ts'
 import type { WrittenLayer } from './write-layer.ts'
 import { PUBLISHED_LAYER_MEDIA_TYPE, writeLayer } from './write-layer.ts'
 
@@ -81,7 +82,14 @@ export type PushOptions = {
   readonly encryption?: PushEncryption
   /** As `writeLayer`. */
   readonly compact?: boolean
+  readonly startReads?: ImageStartReads | undefined
 }
+
+/** What starts read of a layer of the image for a platform, "linux/amd64", with these layers; undefined if nobody knows. */
+export type ImageStartReads = (
+  layer: Digest,
+  image: { readonly platform: string; readonly diffIds: readonly Digest[] },
+) => StartReads | undefined
 
 /**
  * Publishes an image: every layer is written anew in our format, configs stay as they are (so diff IDs and chain IDs do too),
@@ -118,19 +126,21 @@ class Push {
   readonly #onProgress: (progress: PushProgress) => void
   readonly #encryption: PushEncryption | undefined
   readonly #compact: boolean
+  readonly #startReads: ImageStartReads | undefined
   /** Descriptors of layers that are published, by source digest and diff ID. */
   readonly #descriptors = new Map<string, Descriptor>()
   /** Whether a layer is published encrypted, by source digest: once in plain text, it would be no secret elsewhere. */
   readonly #encrypts = new Map<Digest, boolean>()
 
   constructor(image: ImageToPush, sink: BlockSink, options: PushOptions) {
-    const { signal, onProgress, encryption, compact = false } = options
+    const { signal, onProgress, encryption, compact = false, startReads } = options
     this.#image = image
     this.#sink = sink
     this.#signal = signal
     this.#onProgress = onProgress ?? (() => {})
     this.#encryption = encryption
     this.#compact = compact
+    this.#startReads = startReads
   }
 
   /** Publishes a manifest or index and all below it. */
@@ -220,7 +230,8 @@ class Push {
       for (const blob of manifest.layers) await this.#keep(blob, 'it is no container image')
       return { bytes: source, mediaType: manifest.mediaType }
     }
-    const { diffIds } = parseImageConfig(config, `config ${manifest.config.digest}`)
+    const { diffIds, platform } = parseImageConfig(config, `config ${manifest.config.digest}`)
+    const image = { platform: formatPlatform(platform), diffIds }
     const chosen =
       this.#encryption === undefined
         ? new Set<Digest>()
@@ -241,7 +252,10 @@ class Push {
       const encrypts = chosen.has(layer.digest)
       this.#checkOneWay(layer, encrypts)
       layers.push(
-        await this.#layer(layer, diffId, encrypts ? this.#encryption?.recipients : undefined),
+        await this.#layer(layer, diffId, {
+          recipients: encrypts ? this.#encryption?.recipients : undefined,
+          startReads: this.#startReads?.(diffId, image),
+        }),
       )
     }
     const { annotations } = manifest
@@ -270,7 +284,13 @@ class Push {
   async #layer(
     source: Descriptor,
     diffId: Digest,
-    recipients: readonly Recipient[] | undefined,
+    {
+      recipients,
+      startReads,
+    }: {
+      readonly recipients: readonly Recipient[] | undefined
+      readonly startReads: StartReads | undefined
+    },
   ): Promise<Descriptor> {
     const key = `${source.digest} ${diffId}`
     const done = this.#descriptors.get(key)
@@ -281,7 +301,7 @@ class Push {
     const tar = decompressLayer(this.#blob(source), signal)
     const result: { leaves: number; written?: WrittenLayer } = { leaves: 0 }
     async function* blobLeaves(): AsyncGenerator<Uint8Array, void> {
-      const plain = writeLayer(tar, { signal, compact })
+      const plain = writeLayer(tar, { signal, compact, startReads })
       const leaves = recipients === undefined ? plain : encryptLeaves(plain, { recipients, signal })
       result.written = yield* counting(leaves, () => result.leaves++)
     }

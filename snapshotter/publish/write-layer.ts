@@ -10,6 +10,7 @@ import type { LayerToc } from '../toc/layer-toc.ts'
 import { skippableFrame } from '../toc/zstd-frames.ts'
 import type { ZstdUnit } from '../toc/zstd-layer-map.ts'
 import { ZstdLayerMap } from '../toc/zstd-layer-map.ts'
+import { BridgedFrames, type UsedFrame } from './bridged-frames.ts'
 import { ChunkedRecords } from './chunked-records.ts'
 import { CompactGroups } from './compact-groups.ts'
 import { FramesUnderway, type PlacedFrame } from './frames-underway.ts'
@@ -17,6 +18,7 @@ import type { LayerPiece } from './layer-pieces.ts'
 import { LayerPieces } from './layer-pieces.ts'
 import type { LeafFrame } from './leaf-boundaries.ts'
 import { LeafBoundaries } from './leaf-boundaries.ts'
+import type { StartReads } from './start-reads.ts'
 
 /** The media type of what `writeLayer` writes. OCI image-spec, layer.md. */
 export const PUBLISHED_LAYER_MEDIA_TYPE = 'application/vnd.oci.image.layer.v1.tar+zstd'
@@ -45,6 +47,8 @@ export type WriteLayerOptions = {
   readonly signal: AbortSignal
   /** Files together in frames of some 4 MiB, where they compress best, instead of each in one of its own. */
   readonly compact?: boolean
+  /** What starts of the image read: it gets leaves of its own, so that nothing else is fetched with it. */
+  readonly startReads?: StartReads | undefined
 }
 
 /**
@@ -54,14 +58,15 @@ export type WriteLayerOptions = {
  */
 export async function* writeLayer(
   tar: AsyncIterable<Uint8Array>,
-  { signal, compact = false }: WriteLayerOptions,
+  { signal, compact = false, startReads }: WriteLayerOptions,
 ): AsyncGenerator<Uint8Array, WrittenLayer> {
   const records = new ChunkedRecords()
   if (compact) records.giveUp('its files share frames (--compact)')
-  const pieces = new LayerPieces((passed) => records.pass(passed))
+  const pieces = new LayerPieces((passed) => records.pass(passed), startReads)
   const blob = new BlobLeaves()
   const tarHash = createHash('sha256')
   const boundaries = new LeafBoundaries()
+  const bridged = new BridgedFrames()
   const compactGroups = new CompactGroups()
   const units: ZstdUnit[] = []
   const unit = { blobBytes: 0, layerBytes: 0 }
@@ -85,13 +90,20 @@ export async function* writeLayer(
       records.chunk(member, chunk)
     }
   }
-  function* place(frame: PlacedFrame): Generator<Uint8Array, void> {
-    const { endsBefore, endsAfter } = compact
-      ? { endsBefore: false, endsAfter: true }
-      : boundaries.place(leafFrame(frame))
-    if (endsBefore) yield* endUnit()
-    append(frame)
-    if (endsAfter) yield* endUnit()
+  function* place(frames: readonly UsedFrame[]): Generator<Uint8Array, void> {
+    for (const frame of frames) {
+      const { endsBefore, endsAfter } = compact
+        ? { endsBefore: false, endsAfter: true }
+        : boundaries.place(leafFrame(frame))
+      if (endsBefore) yield* endUnit()
+      append(frame)
+      if (endsAfter) yield* endUnit()
+    }
+  }
+  async function* placeNext(): AsyncGenerator<Uint8Array, void> {
+    for (const frame of await underway.next()) {
+      yield* place(bridged.push({ ...frame, isRead: frame.pieces.at(-1)?.content?.isRead }))
+    }
   }
   function* groupsOf(piece: LayerPiece): Generator<readonly LayerPiece[], void> {
     if (compact) yield* compactGroups.push(piece)
@@ -104,13 +116,14 @@ export async function* writeLayer(
     tarHash.update(bytes)
     for (const piece of pieces.push(bytes)) {
       for (const group of groupsOf(piece)) underway.add(group)
-      while (underway.isFull) for (const frame of await underway.next()) yield* place(frame)
+      while (underway.isFull) yield* placeNext()
     }
   }
   const { pieces: last, toc, trailer } = pieces.end()
   for (const piece of last) for (const group of groupsOf(piece)) underway.add(group)
   for (const group of compactGroups.end()) underway.add(group)
-  while (!underway.isEmpty) for (const frame of await underway.next()) yield* place(frame)
+  while (!underway.isEmpty) yield* placeNext()
+  yield* place(bridged.end())
   yield* endUnit()
 
   // The blob's size is not in the index, which is part of the blob.
@@ -132,13 +145,14 @@ export async function* writeLayer(
 }
 
 /** What decides where a leaf ends, of a frame with one piece. */
-function leafFrame({ pieces, bytes }: PlacedFrame): LeafFrame {
+function leafFrame({ pieces, bytes, isRead }: UsedFrame): LeafFrame {
   const layerBytes = pieces.reduce((sum, piece) => sum + piece.bytes.length, 0)
   const contentDigest = pieces.at(-1)?.content?.sha256
   return {
     blobBytes: bytes.length,
     layerBytes,
     ...(contentDigest === undefined ? {} : { contentDigest }),
+    ...(isRead === undefined ? {} : { isRead }),
   }
 }
 

@@ -5,7 +5,7 @@ import { writeLayer } from '../../snapshotter/publish/write-layer.ts'
 export async function writeWholeLayer(
   tar: Uint8Array,
   pieceBytes: () => number = () => 65_536,
-  options: Pick<WriteLayerOptions, 'compact'> = {},
+  options: Pick<WriteLayerOptions, 'compact' | 'startReads'> = {},
 ): Promise<{ written: WrittenLayer; leaves: Uint8Array[]; blob: Buffer }> {
   const pieces = async function* (): AsyncGenerator<Uint8Array> {
     for (let at = 0; at < tar.length; ) {

@@ -28,7 +28,7 @@ export const optimize: Command = defineCommand({
   description: [
     'Runs the image for real, on this node and through its agent, and records which bytes it reads in order of first use. Then it writes a new root into the repository: the same image, with the same digests, and the list beside it. Nodes that pull it fetch what the list names before it is read, so that a cold start does not wait for one block after the other. Blocks of the image that the repository lacks are fetched.',
     'The container is run by ctr, from an image pulled over CRI into the namespace k8s.io; its output goes to standard error. After -- stands what it runs; nothing: what the image runs by itself. The recording ends when it ends, when a line of its output holds the text of --ready, or after --timeout, whichever is first; then the container is stopped. A command that fails, or that is never ready, makes no list.',
-    'What the page cache has is not seen to be read: if layers of the image are in use on this node, the agent drops the page cache of the machine, but what a running container has mapped stays unseen. Run it where the image does not run. The list survives a new build of the image: ipdr push --optimize takes it over.',
+    'What the page cache has is not seen to be read: if layers of the image are in use on this node, the agent drops the page cache of the machine, but what a running container has mapped stays unseen. Run it where the image does not run. The list survives a new build of the image: ipdr push --optimize takes it over, and then writes what a start reads into blocks of its own, so that hardly anything else is fetched.',
   ],
   args: {
     image: IMAGE_ARGUMENT,
@@ -80,6 +80,7 @@ export const optimize: Command = defineCommand({
     ['ipdr optimize <cid> -- python3 -c "import numpy"', 'a command that ends'],
     ['ipdr optimize <cid> --ready "listening on"', 'a server, until it says that it listens'],
     ['new=$(ipdr optimize -q <cid> -- app --version)', 'the new reference, in a script'],
+    ['ipdr push ipfs:$new --optimize $new', 'and its layers written anew for that start'],
   ],
   seeAlso: ['ipdr push', 'ipdr inspect', 'ipdr waited'],
   async run(values, session) {

@@ -42,7 +42,7 @@ export const push: Command = defineCommand({
     'Reads an image and writes its layers anew as zstd frames that start at file boundaries, with a table of contents, so that every block can be fetched, verified and unpacked alone, and equal files are equal blocks. Configs stay as they are, and so do diff IDs: containers cannot tell the difference. Every digest of the source is checked. The blocks go into the repository, a directory on this machine; ipdr serve offers them to others, and --serve does that right after.',
     'The source is one of oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (of docker save or podman save), containerd:IMAGE (an image in containerd, every platform that it has), docker://IMAGE[:TAG|@DIGEST] (an image in a registry, read without a daemon), ipfs:CID[:TAG|@DIGEST] (an image on IPFS, in any layout, to be written anew), - (a tar on standard input), or a path, which is recognised by what it holds. A tar is an OCI archive, a docker-archive or else a root filesystem, plain or compressed.',
     'From a registry, what this machine would run is taken, unless --platform names another platform or --all-platforms takes the whole index. Credentials are those of docker login. A registry is asked by HTTPS; by plain HTTP if it is on loopback, or with --insecure.',
-    'With --optimize, the lists that ipdr optimize made for an earlier build are put beside the new one, as far as their files are unchanged.',
+    'With --optimize, the lists that ipdr optimize made for an earlier build are put beside the new one, as far as their files are unchanged, and what they name gets blocks of its own, so that a start fetches nothing else with it. Such layers share fewer blocks with those that were pushed without. To have that of an image that is published already, push it from ipfs:.',
     'With --compact, files share frames of some 4 MiB: the image is about a fifth smaller and has a tenth of the blocks, so that all of it is fetched sooner; a first read fetches more around what it wants, images share less with each other, and podman, CRI-O and registries read it whole.',
     'With --encrypt-to, layers are encrypted as ocicrypt, skopeo and containerd know it, under a fresh key each, and stay lazily readable for whoever holds a key; the image config stays plain, and with it commands, environment, history and the digests of the layers. Equal files are no longer equal blocks. Attestations of the source are left out, and prefetch lists refused: both name files in plain text.',
     'Layers that are encrypted, or no tar at all, are published as they are, and said so. With --quiet it prints the image reference alone.',
@@ -194,6 +194,7 @@ async function pushInto(
   const { tag, source: name, optimize, encryption, compact } = values
   const { BlockRepository } = await import('../../ipfs/repository.ts')
   const { pushImage } = await import('../../../snapshotter/publish.ts')
+  const { startReadsOf } = await import('../../../snapshotter/optimize.ts')
   await mkdir(directory, { recursive: true, mode: 0o755 })
   await using repository = await BlockRepository.open(directory)
   // Before the work: a list that is not there is found out at once.
@@ -204,6 +205,7 @@ async function pushInto(
     signal,
     tag,
     compact,
+    startReads: lists && startReadsOf(lists),
     ...(encryption === undefined ? {} : { encryption }),
     onProgress: ({ digest, doneBytes, totalBytes }) => {
       if (totalBytes < SHOWN_BYTES_MIN) return

@@ -8,6 +8,8 @@ import { type Digest, digestOf } from '../../../snapshotter/oci/digest.ts'
 import { addPublishedLists, type PrefetchList } from '../../../snapshotter/optimize.ts'
 import { packLayer, writeOciLayout } from '../../support/images/oci-layout.ts'
 import { makeTar } from '../../support/make-tar.ts'
+import { randomContent } from '../../support/random-tree-tar.ts'
+import { seeded } from '../../support/seeded.ts'
 import { FakeAgent } from './support/fake-agent.ts'
 import { runIpdr } from './support/run-ipdr.ts'
 import { scratchDir } from './support/scratch-dir.ts'
@@ -18,6 +20,7 @@ const CID_TEXT = 'bafybeifb5w6vipdc6nbb6ieauiz3ewlu6fy2xx7vp2ayb2lsokyvjpb73a'
 type Pushed = {
   readonly root: string
   readonly digest: Digest
+  readonly layers: readonly { layerBytes: number; leaves: number }[]
   readonly prefetchLists: readonly {
     platform: string
     ranges: number
@@ -31,13 +34,12 @@ async function push(dir: string, tar: Buffer, ...words: string[]): Promise<Pushe
   const name = digestOf(tar).slice(7, 15)
   const layers = [await packLayer(Readable.from([tar]), 'gzip', join(dir, `layers-${name}`))]
   const layout = writeOciLayout(join(dir, `layout-${name}`), { layers, process: {}, tag: 'v1' })
+  return pushSource(dir, `oci:${layout.dir}`, ...words)
+}
+
+async function pushSource(dir: string, source: string, ...words: string[]): Promise<Pushed> {
   const places = ['--repository', join(dir, 'repository'), '--output', 'json']
-  const { stdout, stderr, exitCode } = await runIpdr([
-    'push',
-    `oci:${layout.dir}`,
-    ...places,
-    ...words,
-  ])
+  const { stdout, stderr, exitCode } = await runIpdr(['push', source, ...places, ...words])
   expect(stderr).toBe('')
   expect(exitCode).toBe(0)
   return JSON.parse(stdout) as Pushed
@@ -99,6 +101,32 @@ describe('a list of an image that was published', () => {
     })
     const kept = await runIpdr(['repository', 'ls', '--repository', join(dir, 'repository')])
     expect(kept.stdout).toContain(root)
+  })
+
+  test('has what it names published in blocks of their own by push --optimize, in the same layers', async () => {
+    const dir = await scratchDir()
+    const random = seeded(7)
+    const contents = [40_000, 8000, 40_000].map((bytes) => randomContent(random, bytes))
+    const tar = makeTar(...contents.map((content, index) => ({ name: `file-${index}`, content })))
+    const before = await push(dir, tar)
+    const list: PrefetchList = {
+      layers: [{ diffId: digestOf(tar), layerSize: tar.length }],
+      ranges: [
+        {
+          layer: 0,
+          path: 'file-1',
+          fileSize: 8000,
+          fileOffset: 0,
+          layerOffset: tar.indexOf(contents[1] ?? ''),
+          length: 8000,
+        },
+      ],
+    }
+    const listed = await addList(dir, before, list)
+    const after = await pushSource(dir, `ipfs:${listed}`, '--optimize', listed)
+    expect(after.layers[0]?.layerBytes).toBe(before.layers[0]?.layerBytes)
+    expect(after.layers[0]?.leaves).toBe(Number(before.layers[0]?.leaves) + 2)
+    expect(after.prefetchLists).toMatchObject([{ ranges: 1, bytes: 8000, dropped: 0 }])
   })
 
   test('that is not there is found out before anything is pushed', async () => {

@@ -26,9 +26,12 @@ export type Arm = {
 export type ImageToStart = {
   readonly workload: Workload
   readonly layout: OciLayout
-  /** As `ipdr push` published it, and with a list by `ipdr optimize`. */
+  /** As `ipdr push` published it, with a list by `ipdr optimize`, and pushed again with that list. */
   readonly published: PublishedImage
-  readonly optimized: Optimized
+  readonly listed: Optimized
+  readonly optimised: PublishedImage
+  /** Compressed bytes that a start needs. */
+  readonly neededBytes: number
 }
 
 /** What containerd is to know of an arm's node. Disposed of after containerd. */

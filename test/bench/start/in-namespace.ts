@@ -5,6 +5,7 @@ import { Output } from '../../../agent/cli/output.ts'
 import type { PublishedImage } from '../../demo/publish.ts'
 import type { OciLayout } from '../../support/images/oci-layout.ts'
 import { Scratch } from '../../support/scratch.ts'
+import { listedBytes } from '../listed-bytes.ts'
 import { optimize } from '../optimize.ts'
 import { inTurn } from '../rounds.ts'
 import type { Arm, ImageToStart } from './arm.ts'
@@ -77,8 +78,10 @@ class StartBenchmark {
     this.#say(`${workload.name}: running it for its list`)
     const { ready } = workload
     const words = ready.kind === 'line' ? ['--ready', ready.text] : ['--ready', ready.listText]
-    const optimized = await optimize(publisher, published.reference, workload.command, words)
-    const image = { workload, layout, published, optimized }
+    const listed = await optimize(publisher, published.reference, workload.command, words)
+    const optimised = await publisher.push(layout, ['--optimize', listed.reference])
+    const neededBytes = await listedBytes(optimised.reference, publisher.repository)
+    const image = { workload, layout, published, listed, optimised, neededBytes }
     const references = new Map<Arm, string>()
     for (const arm of arms) {
       this.#say(`${workload.name}: preparing it for ${arm.title}`)
@@ -109,7 +112,7 @@ class StartBenchmark {
     const measured = arms.flatMap((arm): Measured[] => {
       const reference = references.get(arm)
       if (reference === undefined) return []
-      return [{ arm, reference, neededBytes: neededBytes(arm, image), starts: [] }]
+      return [{ arm, reference, neededBytes: neededBy(arm, image), starts: [] }]
     })
     await inTurn(this.#options.rounds, measured, async ({ arm, reference, starts }) => {
       try {
@@ -139,10 +142,9 @@ class StartBenchmark {
   }
 }
 
-/** The whole image for whom it has to be whole; else what a start reads, at the compression of the whole. */
-function neededBytes(arm: Arm, { layout, published, optimized }: ImageToStart): number {
-  if (arm.isWhole) return layout.layers.reduce((sum, { size }) => sum + size, 0)
-  return optimized.bytes * (published.publishedBytes / published.unpackedBytes)
+/** The whole image for whom it has to be whole; else what a start reads. */
+function neededBy(arm: Arm, { layout, neededBytes }: ImageToStart): number {
+  return arm.isWhole ? layout.layers.reduce((sum, { size }) => sum + size, 0) : neededBytes
 }
 
 function writeResults(folder: string, results: StartResults): void {

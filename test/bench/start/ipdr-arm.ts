@@ -18,7 +18,16 @@ export const ipdrListed: Arm = {
   name: 'ipdr-list',
   title: 'ipdr, prefetch list',
   isWhole: false,
-  publish: async ({ optimized }) => optimized.reference,
+  publish: async ({ listed }) => listed.reference,
+  openNode,
+}
+
+/** The same pushed again with that list, so that what a start reads lies apart from the rest. */
+export const ipdrOptimised: Arm = {
+  name: 'ipdr-optimised',
+  title: 'ipdr, optimised image',
+  isWhole: false,
+  publish: async ({ optimised }) => optimised.reference,
   openNode,
 }
 

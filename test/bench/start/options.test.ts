@@ -10,7 +10,7 @@ function rowsOf(...words: string[]): string[] {
 test('without options every workload is measured behind every link by every arm, five times', () => {
   const { cells, rounds, output } = parseStartOptions([])
   expect({ cells: cells.length, rounds, output }).toEqual({ cells: 18, rounds: 5, output: 'text' })
-  expect(cells.every(({ arms }) => arms.length === 6)).toBe(true)
+  expect(cells.every(({ arms }) => arms.length === 7)).toBe(true)
   expect(rowsOf()).not.toContain('python/unshaped/ipdr')
 })
 
@@ -26,9 +26,15 @@ test('workloads, links and arms are chosen by name, and keep their own order', (
 test('--only leaves the rows that it names, whole or by their beginning', () => {
   expect(rowsOf('--only', 'python/100m/ipdr', '--only', 'nginx/1g')).toEqual([
     'python/100m/ipdr',
-    ...['overlayfs', 'soci', 'estargz', 'estargz-optimised', 'ipdr', 'ipdr-list'].map(
-      (arm) => `nginx/1g/${arm}`,
-    ),
+    ...[
+      'overlayfs',
+      'soci',
+      'estargz',
+      'estargz-optimised',
+      'ipdr',
+      'ipdr-list',
+      'ipdr-optimised',
+    ].map((arm) => `nginx/1g/${arm}`),
   ])
 })
 

@@ -22,6 +22,7 @@ const COLOURS: Readonly<Record<string, string>> = {
   'estargz-optimised': '#316dca',
   ipdr: '#6bc46d',
   'ipdr-list': '#2b8a3e',
+  'ipdr-optimised': '#1a5427',
 }
 const OTHER_COLOUR = '#986ee2'
 
