@@ -1,3 +1,4 @@
+import type { CID } from 'multiformats/cid'
 import { BlobStore } from './blobs/blob-store.ts'
 import { DEFAULT_FETCH_LIMITS, FetchQueue } from './blobs/fetch-queue.ts'
 import type { Fetched, LazyLayer } from './blobs/lazy-layer.ts'
@@ -30,11 +31,13 @@ import { SharedLeaves } from './layers/shared-leaves.ts'
 import { TableThread } from './layers/table-thread.ts'
 import { type WaitedRead, WaitedReads } from './layers/waited-reads.ts'
 import type { Log } from './log.ts'
+import type { Digest } from './oci/digest.ts'
 import { IMAGE_HOST, parseImageReference } from './oci/reference.ts'
 import { parseRegistryReference } from './oci/registry-reference.ts'
 import { ImageRecording } from './prefetch/image-recording.ts'
 import { encodePrefetchList } from './prefetch/prefetch-list.ts'
 import { PREFETCH_ALL, type PrefetchConfig, Prefetcher } from './prefetch/prefetcher.ts'
+import { StartBlocks } from './prefetch/start-blocks.ts'
 import { StartRecorder } from './prefetch/start-recorder.ts'
 import type { PublishedBlobs } from './published-blobs.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
@@ -146,7 +149,7 @@ export class Snapshotter implements AsyncDisposable {
     opened: AsyncDisposableStack,
   ) {
     this.snapshots = faces.snapshots
-    this.directory = new IpfsImageDirectory(parts.blocks)
+    this.directory = new IpfsImageDirectory(parts.blocks, parts.announce)
     this.kernel = faces.kernel
     this.failed = failureOf(parts.fuse)
     this.#parts = parts
@@ -160,7 +163,7 @@ export class Snapshotter implements AsyncDisposable {
   static async open(
     config: SnapshotterConfig,
     {
-      blocks,
+      blocks: origin,
       keys = NO_KEYS,
       registries,
       endContainer,
@@ -194,6 +197,7 @@ export class Snapshotter implements AsyncDisposable {
       background: shareOf(config.fetchConcurrency, 1, DEFAULT_FETCH_LIMITS.background),
       deadlineMs: { ...DEFAULT_FETCH_LIMITS.deadlineMs, foreground: config.foregroundDeadlineMs },
     })
+    const prefetch = config.prefetch ?? PREFETCH_ALL
     const pinned = new Set(config.pinned)
     const waited = new WaitedReads((layer) => builder.toc(layer))
     const store = opened.use(
@@ -223,6 +227,18 @@ export class Snapshotter implements AsyncDisposable {
         onReuse: (bytes) => metrics.reused(bytes),
       }),
     )
+    const starts = opened.use(
+      new StartBlocks({
+        blocks: origin,
+        isOpen: (blob) => catalog.layerByBlob(blob.toV1().toString())?.state === 'ready',
+        isHere: (leaf) => shared.isHere(leaf),
+        log,
+      }),
+    )
+    const blocks: BlockSource = starts
+    const announce = (root: CID, manifest?: Digest): void => {
+      if (prefetch.replay) starts.begin(root, manifest)
+    }
     const tables = opened.use(new TableThread())
     const builder = new LayerBuilder(
       { places, layerBytesMax: config.storeBytesMax },
@@ -284,7 +300,7 @@ export class Snapshotter implements AsyncDisposable {
         {
           dir: places.prefetchDir,
           storeBytesMax: config.storeBytesMax,
-          ...(config.prefetch ?? PREFETCH_ALL),
+          ...prefetch,
         },
         { catalog, store, blocks, tables, places, recorder, peers, log },
       ),
@@ -292,7 +308,13 @@ export class Snapshotter implements AsyncDisposable {
     const indexes = new KnownIndexes(config.indexRoots ?? [], { blocks, log })
     const registryImages =
       registries && new RegistryImages({ catalog, registries, indexes, trust, log })
-    const images = new Images({ catalog, blocks, trust, log })
+    const images = new Images({
+      catalog,
+      blocks,
+      trust,
+      onManifest: announce,
+      log,
+    })
     const rest: RestFetcher = new RestFetcher(
       { bytesMax: config.storeBytesMax },
       { store, log, fetchWhole: (record, signal) => layers.fetchWhole(record, signal) },
@@ -374,6 +396,7 @@ export class Snapshotter implements AsyncDisposable {
         waited,
         fuse,
         blocks,
+        announce,
         pinned,
         hasRegistries: registries !== undefined,
       },
@@ -730,6 +753,7 @@ type Parts = {
   readonly waited: WaitedReads
   readonly fuse: FuseServer | undefined
   readonly blocks: BlockSource
+  readonly announce: (root: CID, manifest?: Digest) => void
   readonly pinned: PinnedImages
   readonly hasRegistries: boolean
 }

@@ -11,14 +11,18 @@ const OPEN_MAX = 64
 /** The images that `blocks` leads to, for the registry. */
 export class IpfsImageDirectory implements ImageDirectory {
   readonly #blocks: BlockSource
+  readonly #onRoot: (root: CID) => void
   readonly #images = new Map<string, IpfsImage>()
   readonly #blobs = new Map<string, UnixfsFile>()
 
-  constructor(blocks: BlockSource) {
+  /** `onRoot` is told of each image that somebody asks for, before anything is read of it. */
+  constructor(blocks: BlockSource, onRoot: (root: CID) => void = () => {}) {
     this.#blocks = blocks
+    this.#onRoot = onRoot
   }
 
   async manifest(root: CID, reference: string, signal: AbortSignal): Promise<FoundManifest> {
+    this.#onRoot(root)
     const image = await this.#image(root, signal)
     return image.manifest(reference, { priority: 'foreground', signal })
   }

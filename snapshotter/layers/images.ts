@@ -17,6 +17,8 @@ type Parts = {
   readonly catalog: Catalog
   readonly blocks: BlockSource
   readonly trust: TrustPolicies
+  /** Told of an image when its manifest is known, before anything else is asked for. */
+  readonly onManifest: (root: CID, manifest: Digest) => void
   readonly log: Log
 }
 
@@ -25,12 +27,14 @@ export class Images {
   readonly #catalog: Catalog
   readonly #blocks: BlockSource
   readonly #trust: TrustPolicies
+  readonly #onManifest: Parts['onManifest']
   readonly #log: Log
 
-  constructor({ catalog, blocks, trust, log }: Parts) {
+  constructor({ catalog, blocks, trust, onManifest, log }: Parts) {
     this.#catalog = catalog
     this.#blocks = blocks
     this.#trust = trust
+    this.#onManifest = onManifest
     this.#log = log
   }
 
@@ -48,6 +52,7 @@ export class Images {
     const manifest = parseManifest(found.bytes, name)
     if (manifest.kind === 'index') return undefined
     checkRunnable(manifest, name)
+    this.#onManifest(root, found.digest)
     const image = await openIpfsImage(root, this.#blocks, request)
     await this.#trust.check(imageToTrust(image, found.digest), request)
     const blobDigests = manifest.layers.map(({ digest }) => digest)

@@ -87,6 +87,21 @@ export class SharedLeaves implements Disposable {
     }
   }
 
+  /** Whether a layer that is held has this leaf's bytes on disk, as far as is known. */
+  isHere(leaf: CID): boolean {
+    if (!this.#db.isOpen) return false
+    return Object.values(codings).some((coding) =>
+      this.#find.all(leaf.bytes, coding).some(({ layer, unit }) => {
+        const file = this.#store.get(fuseInode(Number(layer)))?.file
+        return (
+          file !== undefined &&
+          Number(unit) < file.units.starts.length - 1 &&
+          file.has(Number(unit))
+        )
+      }),
+    )
+  }
+
   /** Forgets a layer that is no longer held. */
   forget(layer: number): void {
     if (this.#layers.delete(layer)) this.#forget.run(layer)

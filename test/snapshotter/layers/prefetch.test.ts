@@ -1,7 +1,8 @@
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import type { CID } from 'multiformats/cid'
+import { CID } from 'multiformats/cid'
+import { create } from 'multiformats/hashes/digest'
 import { expect, onTestFinished, test, vi } from 'vitest'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import type { ListedRange, PrefetchList } from '../../../snapshotter/prefetch/prefetch-list.ts'
@@ -13,6 +14,7 @@ import { randomContent } from '../../support/random-tree-tar.ts'
 import { seeded } from '../../support/seeded.ts'
 import { LazyNode } from './lazy-node.ts'
 import { indexedLayer, type PublishedImage, publishImage } from './published-image.ts'
+import { pushTars } from './pushed-image.ts'
 
 const { signal } = new AbortController()
 const RAW = 0x55
@@ -103,6 +105,11 @@ const range = (of: Partial<ListedRange>): ListedRange => ({
   length: 300_000,
   ...of,
 })
+
+/** The one raw block of a file with this digest. */
+function cidOfDigest(digest: string): CID {
+  return CID.createV1(RAW, create(0x12, Buffer.from(digest.slice('sha256:'.length), 'hex')))
+}
 
 /** The image again, with a list beside it. */
 async function withList(
@@ -239,18 +246,18 @@ test('what a start reads of one layer is fetched while another cannot be mounted
     ],
     ranges: [range({ layer: 1, path: 'main' }), range({ layer: 0 })],
   })
-  const node = await openNode(blocks)
-  await node.serve(image)
-  // From now on nothing new comes of the upper layer, not even its table of contents.
-  const served = new Set(blocks.asked)
+  // Nothing of the upper layer's blob comes, not even its table of contents.
   const gate = Promise.withResolvers<void>()
   const get = blocks.get.bind(blocks)
   vi.spyOn(blocks, 'get').mockImplementation(async (cid, request) => {
     const key = cid.toString()
-    const isOfUpper = known.has(key) && !baseAlone.blocks.has(key) && !served.has(key)
-    if (cid.code === RAW && isOfUpper) await gate.promise
+    const isOfUpper = known.has(key) && !baseAlone.blocks.has(key)
+    const isLeaf = (blocks.blocks.get(key)?.length ?? 0) > 30_000
+    if (isOfUpper && isLeaf) await gate.promise
     return get(cid, request)
   })
+  const node = await openNode(blocks)
+  await node.serve(image)
   let isPulled = false
   const pulling = node.pull(image).finally(() => (isPulled = true))
   try {
@@ -266,6 +273,75 @@ test('what a start reads of one layer is fetched while another cannot be mounted
   await prefetched(node)
   await start(node, image, ['libc', 'main', 'data'])
   expect(await waitedFor(node)).toEqual(['/data'])
+})
+
+test('what a start reads is on its way before even the config has come, and is asked for once', async () => {
+  const blocks = new MemoryBlocks()
+  const app = await pushTars(blocks, [BASE, APP])
+  const image = await withList(blocks, app, {
+    layers: [
+      { diffId: digestOf(BASE), layerSize: BASE.length },
+      { diffId: digestOf(APP), layerSize: APP.length },
+    ],
+    ranges: [range({ layer: 1, path: 'main' }), range({ layer: 0 })],
+  })
+  const { config } = JSON.parse(image.manifest.toString()) as { config: { digest: string } }
+  const configCid = cidOfDigest(config.digest)
+  const gate = Promise.withResolvers<void>()
+  const get = blocks.get.bind(blocks)
+  let bytes = 0
+  vi.spyOn(blocks, 'get').mockImplementation(async (cid, request) => {
+    if (cid.equals(configCid)) await gate.promise
+    const block = await get(cid, request)
+    bytes += block.length
+    return block
+  })
+  const node = await openNode(blocks)
+  const pulling = node.pull(image)
+  try {
+    await vi.waitFor(() => expect(bytes).toBeGreaterThan(250_000), 20_000)
+  } finally {
+    gate.resolve()
+    await pulling
+  }
+  await prefetched(node)
+  await start(node, image, ['libc', 'main'])
+  expect(await waitedFor(node)).toEqual([])
+  const large = new Set(
+    [...blocks.blocks].flatMap(([cid, block]) => (block.length > 100_000 ? [cid] : [])),
+  )
+  const asked = blocks.asked.filter((cid) => large.has(cid))
+  expect(asked.length).toBeGreaterThanOrEqual(2)
+  expect(new Set(asked).size).toBe(asked.length)
+})
+
+test('of an image that was built anew, what the one before has brought is not asked for again', async () => {
+  const blocks = new MemoryBlocks()
+  const before = await pushTars(blocks, [BASE, APP])
+  const rebuilt = filesTar(2, ['main', 'data', 'manual', 'added'])
+  const mainOffset = rebuilt.indexOf(APP.subarray(1024, 5120))
+  expect(mainOffset).toBe(1024)
+  const listed = {
+    layers: [
+      { diffId: digestOf(BASE), layerSize: BASE.length },
+      { diffId: digestOf(rebuilt), layerSize: rebuilt.length },
+    ],
+    ranges: [range({ layer: 1, path: 'main' }), range({ layer: 0 })],
+  }
+  const after = await withList(blocks, await pushTars(blocks, [BASE, rebuilt]), listed)
+  const node = await openNode(blocks)
+  await node.pull(before)
+  await start(node, before, ['libc', 'main'])
+  const askedBefore = blocks.asked.length
+  await node.pull(after)
+  await vi.waitFor(() => expect(node.snapshotter.prefetched().fetchedBytes).toBeGreaterThan(0))
+  await start(node, after, ['libc', 'main'])
+  expect(await waitedFor(node)).toEqual(['/libc', '/main'])
+  const again = blocks.asked
+    .slice(askedBefore)
+    .filter((cid) => (blocks.blocks.get(cid)?.length ?? 0) > 100_000)
+  expect(again).toEqual([])
+  expect(node.reusedBytes).toBeGreaterThanOrEqual(300_000)
 })
 
 test('the list of the image before it is good for one that was built anew, where files are unchanged', async () => {

@@ -1,0 +1,196 @@
+import { CID } from 'multiformats/cid'
+import { describe, expect, onTestFinished, test, vi } from 'vitest'
+import { digestOf } from '../../../snapshotter/oci/digest.ts'
+import { StartBlocks } from '../../../snapshotter/prefetch/start-blocks.ts'
+import {
+  encodeStartBlocks,
+  type StartBlock,
+} from '../../../snapshotter/prefetch/start-blocks-list.ts'
+import { listeningLog } from '../../support/fuse-mount.ts'
+import { cidOf, MemoryBlocks } from '../../support/memory-blocks.ts'
+
+const { signal } = new AbortController()
+const request = { priority: 'foreground', signal } as const
+const MIB = 1024 * 1024
+const MANIFEST = digestOf(Buffer.from('a manifest'))
+
+/** Blocks of an image beside which lists stand, by the manifest that they are for. */
+async function imageWith(
+  lists: Record<string, Uint8Array>,
+  leaves: readonly Uint8Array[] = [],
+): Promise<{ blocks: MemoryBlocks; root: CID; leaves: CID[] }> {
+  const blocks = new MemoryBlocks()
+  const files = Object.entries(lists).map(([name, bytes]) => [`prefetch/${name}.blocks`, bytes])
+  const root = await blocks.addDirectory({
+    ...Object.fromEntries(files),
+    'manifests/latest': Buffer.from('a manifest'),
+  })
+  return { blocks, root, leaves: leaves.map((leaf) => blocks.add(leaf)) }
+}
+
+function listOf(...cids: readonly (CID | StartBlock)[]): Uint8Array {
+  return encodeStartBlocks(cids.map((cid) => ('cid' in cid ? cid : { cid })))
+}
+
+const LEAVES = Array.from({ length: 6 }, (_, index) => Buffer.alloc(1000, `leaf ${index}`))
+const CIDS = LEAVES.map((leaf) => cidOf(leaf))
+const BLOB = cidOf(Buffer.from('a blob'))
+
+type Here = Partial<Pick<ConstructorParameters<typeof StartBlocks>[0], 'isOpen' | 'isHere'>>
+
+function open(
+  blocks: MemoryBlocks,
+  here: Here = {},
+): { starts: StartBlocks; log: ReturnType<typeof listeningLog> } {
+  const log = listeningLog()
+  const starts = new StartBlocks({
+    blocks,
+    isOpen: () => false,
+    isHere: () => false,
+    log,
+    ...here,
+  })
+  onTestFinished(() => starts[Symbol.asyncDispose]())
+  return { starts, log }
+}
+
+const timesAsked = (blocks: MemoryBlocks, cid: CID): number =>
+  blocks.asked.filter((asked) => asked === cid.toString()).length
+
+describe('what an image says its start wants', () => {
+  test('is fetched once the image is named, and not again when it is asked for', async () => {
+    const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...CIDS) }, LEAVES)
+    const { starts } = open(blocks)
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(6000))
+    for (const [index, cid] of CIDS.entries()) {
+      expect(Buffer.from(await starts.get(cid, request))).toEqual(LEAVES[index])
+    }
+    expect(starts.heldBytes).toBe(0)
+    expect(CIDS.map((cid) => timesAsked(blocks, cid))).toEqual([1, 1, 1, 1, 1, 1])
+    await starts.get(CIDS[0] as CID, request)
+    expect(timesAsked(blocks, CIDS[0] as CID)).toBe(2)
+  })
+
+  test('is found without the manifest if there is one list, and is fetched once however often the image is named', async () => {
+    const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...CIDS) }, LEAVES)
+    const { starts } = open(blocks)
+    starts.begin(root)
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(6000))
+    starts.begin(root, MANIFEST)
+    await starts[Symbol.asyncDispose]()
+    expect(CIDS.map((cid) => timesAsked(blocks, cid))).toEqual([1, 1, 1, 1, 1, 1])
+  })
+
+  test('waits for the manifest if there are several lists', async () => {
+    const other = digestOf(Buffer.from('another'))
+    const lists = { [MANIFEST]: listOf(...CIDS.slice(0, 2)), [other]: listOf(...CIDS.slice(2)) }
+    const { blocks, root } = await imageWith(lists, LEAVES)
+    const { starts } = open(blocks)
+    starts.begin(root)
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(2000))
+    expect(timesAsked(blocks, CIDS[2] as CID)).toBe(0)
+  })
+
+  test('is left out as far as it is on the disk, or opens a layer that is open', async () => {
+    const [first, second, third] = CIDS as [CID, CID, CID]
+    const list = listOf({ cid: first }, { cid: second, opens: BLOB }, { cid: third, opens: first })
+    const { blocks, root } = await imageWith({ [MANIFEST]: list }, LEAVES)
+    const { starts } = open(blocks, {
+      isHere: (leaf) => leaf.equals(first),
+      isOpen: (blob) => blob.equals(BLOB),
+    })
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(1000))
+    expect([first, second, third].map((cid) => timesAsked(blocks, cid))).toEqual([0, 0, 1])
+  })
+
+  test('is for whoever asks first, while it is on its way or before its turn, and is then not held', async () => {
+    const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...CIDS) }, LEAVES)
+    const { starts } = open(blocks)
+    const gate = Promise.withResolvers<void>()
+    const get = blocks.get.bind(blocks)
+    vi.spyOn(blocks, 'get').mockImplementation(async (cid, asked) => {
+      if (
+        asked.priority === 'prefetch' &&
+        cid.code === 0x55 &&
+        CIDS.some((each) => each.equals(cid))
+      ) {
+        await gate.promise
+      }
+      return get(cid, asked)
+    })
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(vi.mocked(blocks.get).mock.calls.length).toBeGreaterThan(8))
+    expect(Buffer.from(await starts.get(CIDS[3] as CID, request))).toEqual(LEAVES[3])
+    gate.resolve()
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(5000))
+  })
+
+  test('is held up to a limit, and goes on as it is taken', async () => {
+    const leaves = Array.from({ length: 60 }, (_, index) => Buffer.alloc(MIB, index + 1))
+    const cids = leaves.map((leaf) => cidOf(leaf))
+    const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...cids) }, leaves)
+    const { starts } = open(blocks)
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(starts.heldBytes).toBeGreaterThanOrEqual(32 * MIB))
+    const asked = (): number => cids.filter((cid) => timesAsked(blocks, cid) > 0).length
+    expect(starts.heldBytes).toBeLessThanOrEqual(44 * MIB)
+    expect(asked()).toBeLessThanOrEqual(44)
+    for (const cid of cids.slice(0, 30)) await starts.get(cid, request)
+    await vi.waitFor(() => expect(asked()).toBe(60))
+    for (const [index, cid] of cids.entries()) {
+      expect((await starts.get(cid, request))[0]).toBe(index + 1)
+    }
+    expect(starts.heldBytes).toBe(0)
+  })
+
+  test('is dropped when nobody asks for it any more', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] })
+    onTestFinished(() => void vi.useRealTimers())
+    const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...CIDS) }, LEAVES)
+    const { starts } = open(blocks)
+    starts.begin(root, MANIFEST)
+    while (starts.heldBytes < 6000) await new Promise((resolve) => setImmediate(resolve))
+    vi.advanceTimersByTime(19_000)
+    expect(starts.heldBytes).toBe(6000)
+    await starts.get(CIDS[0] as CID, request)
+    vi.advanceTimersByTime(19_000)
+    expect(starts.heldBytes).toBe(5000)
+    vi.advanceTimersByTime(2000)
+    expect(starts.heldBytes).toBe(0)
+  })
+})
+
+describe('a list of blocks', () => {
+  test('that is none is told of in one sentence', async () => {
+    const { blocks, root } = await imageWith({ [MANIFEST]: Buffer.from('nonsense\n') })
+    const { starts, log } = open(blocks)
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(log.sentences).toHaveLength(1))
+    expect(log.sentences[0]).toMatch(/its start wants are not fetched ahead: .*line 1 .*is no CID/)
+  })
+
+  test('that is not there is no matter', async () => {
+    const blocks = new MemoryBlocks()
+    const root = await blocks.addDirectory({ 'manifests/latest': Buffer.from('a manifest') })
+    const { starts, log } = open(blocks)
+    starts.begin(root, MANIFEST)
+    await starts[Symbol.asyncDispose]()
+    expect(log.sentences).toEqual([])
+  })
+
+  test('whose blocks nobody has is given up after some, and those who ask hear why', async () => {
+    const lost = Array.from({ length: 500 }, (_, index) => cidOf(Buffer.from(`lost ${index}`)))
+    const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...lost) })
+    const { starts } = open(blocks)
+    starts.begin(root, MANIFEST)
+    const asked = (): number => lost.filter((cid) => timesAsked(blocks, cid) > 0).length
+    await vi.waitFor(() => expect(asked()).toBeGreaterThanOrEqual(24))
+    await expect(starts.get(lost[0] as CID, request)).rejects.toMatchObject({ code: 'NOT_FOUND' })
+    await starts[Symbol.asyncDispose]()
+    expect(asked()).toBeLessThan(60)
+  })
+})
