@@ -236,10 +236,13 @@ export class Snapshotter implements AsyncDisposable {
       }),
     )
     const blocks: BlockSource = starts
+    const tables = opened.use(new TableThread())
+    // Beside the round trips in which a pull finds out what it wants.
     const announce = (root: CID, manifest?: Digest): void => {
+      if (catalog.isPulled(root.toV1().toString())) return
+      tables.warm()
       if (prefetch.replay) starts.begin(root, manifest)
     }
-    const tables = opened.use(new TableThread())
     const builder = new LayerBuilder(
       { places, layerBytesMax: config.storeBytesMax },
       {

@@ -215,6 +215,13 @@ export class Catalog implements Disposable {
     return this.#sql(sql).get(rootCid, manifestDigest) !== undefined
   }
 
+  /** Whether an image under this root is known of which every layer can be mounted. */
+  isPulled(rootCid: string): boolean {
+    const sql = `SELECT 1 FROM images WHERE root_cid = ? AND NOT EXISTS (
+       SELECT 1 FROM image_layers LEFT JOIN layers USING (blob_cid) WHERE image_id = images.id AND state IS NOT 'ready')`
+    return this.#sql(sql).get(rootCid) !== undefined
+  }
+
   /** Remembers where an image is in a registry, and for whom it was pulled. */
   addOrigin(imageId: number, { host, repository, namespace, reference }: ImageOrigin): void {
     this.#sql('INSERT OR IGNORE INTO image_origins VALUES (?, ?, ?, ?, ?)').run(

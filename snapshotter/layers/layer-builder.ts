@@ -39,12 +39,12 @@ import type { KeptEncryption, LayerKeys } from './layer-keys.ts'
 import { fuseInode, type LayerPlaces } from './layer-places.ts'
 import { LayerReading, layerBytesBound } from './layer-reading.ts'
 import { LeafSource } from './leaf-source.ts'
-import { type MetadataImage, metadataImage } from './metadata-image.ts'
+import { metadataImage } from './metadata-image.ts'
 import { readLayerMap } from './read-layer-map.ts'
 import type { SharedLeaves } from './shared-leaves.ts'
 import { StreamedLayerMap } from './streamed-layer-map.ts'
 import type { TableThread } from './table-thread.ts'
-import type { IndexAnswer } from './table-work.ts'
+import type { IndexAnswer, MadeImage } from './table-work.ts'
 import { verifyCiphertext } from './verify-ciphertext.ts'
 
 /** Longest name of a device in an EROFS image: `struct erofs_deviceslot` has 64 bytes for it. */
@@ -88,6 +88,8 @@ type Found = {
   readonly verified: boolean
   /** The side index that all of this comes from. */
   readonly indexCid: string | undefined
+  /** The EROFS image, if it was made on the way. */
+  readonly image: MadeImage | undefined
 }
 
 /** Makes layers mountable: finds or makes the table of contents, the map and the EROFS metadata image, durably. */
@@ -242,7 +244,7 @@ export class LayerBuilder {
       ? await readFile(this.#places.tocPath(id))
       : await tocOfTar(held, signal)
     if (table === undefined) return 'lost'
-    await this.#writeTables(id, `layer ${id}`, { toc: table, held }, signal)
+    await this.#writeTables(id, `layer ${id}`, { toc: table, held, image: undefined }, signal)
     return 'remade'
   }
 
@@ -294,7 +296,12 @@ export class LayerBuilder {
     const { tables, log } = this.#parts
     const { blobDigest } = layer
     try {
-      const answer = await tables.index({ kind: 'sideIndex', stored: await read(), layer })
+      const answer = await tables.index({
+        kind: 'sideIndex',
+        stored: await read(),
+        layer,
+        tag: deviceTag(blob),
+      })
       const map = readLayerMap(answer.map)
       await this.#writeMap(id, blob, map)
       const held = await this.#hold(id, map)
@@ -308,6 +315,7 @@ export class LayerBuilder {
           notLazyBecause: undefined,
           verified: false,
           indexCid,
+          image: answer.image,
         },
         signal,
       )
@@ -346,7 +354,8 @@ export class LayerBuilder {
     if (blob instanceof RegistryBlob) return this.#findByTables(id, layer, blob, signal)
     const index = await fetchLayerIndex(layer.annotations, read, blob.size, signal)
     if (index !== undefined) {
-      const request = { kind: 'index', ...index, blobSize: blob.size } as const
+      const of = { blobSize: blob.size, tag: deviceTag(blob) }
+      const request = { kind: 'index', ...index, ...of } as const
       return this.#holdIndexed(id, blob, 'tar+zstd', await this.#parts.tables.index(request))
     }
     const start = await read({ start: 0, end: Math.min(SNIFF_BYTES, blob.size) })
@@ -384,13 +393,23 @@ export class LayerBuilder {
       case 'zstd:chunked': {
         const found = await fetchChunkedTables(layer.annotations, read, blob.size, signal)
         if (found === undefined) break
-        const answer = await tables.index({ kind: 'chunked', tables: found, blob: of })
+        const answer = await tables.index({
+          kind: 'chunked',
+          tables: found,
+          blob: of,
+          tag: deviceTag(blob),
+        })
         return this.#holdIndexed(id, blob, 'tar+zstd:chunked', answer)
       }
       case 'eStargz': {
         const table = await fetchEstargzToc(layer.annotations, read, blob.size, signal)
         if (table === undefined) break
-        const answer = await tables.index({ kind: 'estargz', table, blob: of })
+        const answer = await tables.index({
+          kind: 'estargz',
+          table,
+          blob: of,
+          tag: deviceTag(blob),
+        })
         return this.#holdIndexed(id, blob, 'tar+estargz', answer)
       }
       default:
@@ -407,13 +426,21 @@ export class LayerBuilder {
     id: number,
     blob: LayerBlob,
     format: LayerFormat,
-    { toc, map: mapBytes }: IndexAnswer,
+    { toc, map: mapBytes, image }: IndexAnswer,
   ): Promise<Found> {
     const map = readLayerMap(mapBytes)
     await this.#writeMap(id, blob, map)
     await this.#keepCiphertext(id, blob)
     const held = await this.#hold(id, map)
-    return { format, toc, held, notLazyBecause: undefined, verified: false, indexCid: undefined }
+    return {
+      format,
+      toc,
+      held,
+      notLazyBecause: undefined,
+      verified: false,
+      indexCid: undefined,
+      image,
+    }
   }
 
   /**
@@ -437,12 +464,22 @@ export class LayerBuilder {
       if (compression === 'gzip') {
         const table = await fetchEstargzToc(layer.annotations, read, blob.size, signal)
         if (table === undefined) return undefined
-        const answer = await tables.index({ kind: 'estargz', table, blob: of })
+        const answer = await tables.index({
+          kind: 'estargz',
+          table,
+          blob: of,
+          tag: deviceTag(blob),
+        })
         return { kind: 'found', format: 'tar+estargz', answer }
       }
       const found = await fetchChunkedTables(layer.annotations, read, blob.size, signal)
       if (found === undefined) return undefined
-      const answer = await tables.index({ kind: 'chunked', tables: found, blob: of })
+      const answer = await tables.index({
+        kind: 'chunked',
+        tables: found,
+        blob: of,
+        tag: deviceTag(blob),
+      })
       return { kind: 'found', format: 'tar+zstd:chunked', answer }
     } catch (error) {
       if (!(error instanceof LayerError)) throw error
@@ -473,6 +510,7 @@ export class LayerBuilder {
       notLazyBecause: undefined,
       verified: false,
       indexCid: undefined,
+      image: undefined,
     }
   }
 
@@ -516,6 +554,7 @@ export class LayerBuilder {
       notLazyBecause: `${because ?? `it is ${compression} without a table of contents`}, so it was read whole once; ${compression === 'gzip' ? 'run ipdr index on its image, or ' : ''}push it again with ipdr push`,
       verified: true,
       indexCid: undefined,
+      image: undefined,
     }
   }
 
@@ -632,35 +671,38 @@ export class LayerBuilder {
   async #writeFiles(
     id: number,
     blob: LayerBlob,
-    { toc, held }: Found,
+    tables: Found,
     signal: AbortSignal,
   ): Promise<Pick<FoundLayer, 'inodes' | 'inheritsDirs' | 'hidesBelow'>> {
     const { log } = this.#parts
-    const tag = blob.cid.toString().slice(0, DEVICE_TAG_CHARS)
-    const { droppedXattrs, ...found } = await this.#writeTables(id, tag, { toc, held }, signal)
+    const tag = deviceTag(blob)
+    const { droppedXattrs, ...found } = await this.#writeTables(id, tag, tables, signal)
     if (droppedXattrs > 0) {
       log.warn(
         { layer: id, attributes: droppedXattrs },
         'extended attributes that EROFS cannot hold are missing from the layer',
       )
     }
-    await held.file.flush()
+    await tables.held.file.flush()
     return found
   }
 
   async #writeTables(
     id: number,
     tag: string,
-    { toc, held }: Pick<Found, 'toc' | 'held'>,
+    { toc, held, image: made }: Pick<Found, 'toc' | 'held' | 'image'>,
     signal: AbortSignal,
-  ): Promise<Omit<MetadataImage, 'image'>> {
-    const { image, ...found } = await metadataImage(
-      { tocs: [toc], derive: 'inherit', devices: [{ tag, bytes: held.file.map.layerSize }] },
-      {
-        tables: this.#parts.tables,
-        read: (range) => held.read(range, { priority: 'foreground', signal }),
-      },
-    )
+  ): Promise<Omit<MadeImage, 'image'>> {
+    const devices = [{ tag, bytes: held.file.map.layerSize }]
+    const { image, ...found } =
+      made ??
+      (await metadataImage(
+        { tocs: [toc], derive: 'inherit', devices },
+        {
+          tables: this.#parts.tables,
+          read: (range) => held.read(range, { priority: 'foreground', signal }),
+        },
+      ))
     await writeDurably(this.#places.tocPath(id), toc)
     await writeDurably(this.#places.metadataPath(id), image)
     await writeSums(this.#places.sumsPath(id), {
@@ -703,6 +745,11 @@ async function* authenticated(
     `layer ${blobDigest}: its ciphertext has another HMAC than its manifest says, so whoever encrypted it did not write this`,
     { digest: blobDigest },
   )
+}
+
+/** What the layer's file is called in its image, for people who look at it. */
+function deviceTag({ cid }: LayerBlob): string {
+  return cid.toString().slice(0, DEVICE_TAG_CHARS)
 }
 
 async function* gunzip(

@@ -1,8 +1,6 @@
 import { LayerError } from '../errors.ts'
 import type { TableThread } from './table-thread.ts'
-import type { DeviceRange, ImageAnswer, ImageRequest } from './table-work.ts'
-
-export type MetadataImage = Omit<Extract<ImageAnswer, { kind: 'made' }>, 'kind'>
+import type { DeviceRange, ImageRequest, MadeImage } from './table-work.ts'
 
 /**
  * The EROFS image of layers' names and modes; content that has to be copied into it is read first. Rejects with LayerError if
@@ -14,7 +12,7 @@ export async function metadataImage(
     readonly tables: TableThread
     readonly read: (range: DeviceRange) => Promise<Uint8Array>
   },
-): Promise<MetadataImage> {
+): Promise<MadeImage> {
   const { tables, read } = parts
   let answer = await tables.image({ kind: 'image', ...request, contents: [] })
   if (answer.kind === 'needs') {

@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import type { LayerMap } from '../blobs/layer-map.ts'
 import type { ByteRange } from '../byte-range.ts'
 import { inheritImplied, mergeTrees } from '../erofs/merge-trees.ts'
 import { filesToInline, writeErofsImage } from '../erofs/write-image.ts'
@@ -11,31 +12,38 @@ import { estargzLayer } from '../toc/estargz/estargz-layer.ts'
 import type { StoredEstargzToc } from '../toc/estargz/fetch-estargz-toc.ts'
 import { GzipLayerMap } from '../toc/gzip/gzip-layer-map.ts'
 import { decodeLayerIndex, decodeToc, encodeToc } from '../toc/layer-index.ts'
+import type { LayerToc } from '../toc/layer-toc.ts'
 import type { DirNode, FileNode } from '../toc/layer-tree.ts'
 import { decodeSideIndex, encodeSideIndex, type IndexedLayer } from '../toc/side-index.ts'
 import type { TableBlob } from '../toc/table-blob.ts'
 
+/** A layer whose image is wanted together with what an index says of it. */
+type ForImage = {
+  /** As `devices` of an ImageRequest names the layer's file. */
+  readonly tag: string
+}
+
 /** The index of a published layer, to be checked and taken apart. */
-export type IndexRequest = {
+export type IndexRequest = ForImage & {
   readonly kind: 'index'
   readonly stored: Uint8Array
   readonly framesEnd: number
   readonly blobSize: number
 }
 /** The index of a layer that somebody else wrote, to be checked and taken apart. */
-export type SideIndexRequest = {
+export type SideIndexRequest = ForImage & {
   readonly kind: 'sideIndex'
   readonly stored: Uint8Array
   readonly layer: IndexedLayer
 }
 /** The tables of a layer that another tool wrote as zstd:chunked. */
-export type ChunkedRequest = {
+export type ChunkedRequest = ForImage & {
   readonly kind: 'chunked'
   readonly tables: StoredChunkedTables
   readonly blob: TableBlob
 }
 /** The table of a layer that another tool wrote as eStargz. */
-export type EstargzRequest = {
+export type EstargzRequest = ForImage & {
   readonly kind: 'estargz'
   readonly table: StoredEstargzToc
   readonly blob: TableBlob
@@ -44,6 +52,8 @@ export type IndexAnswer = {
   /** As `encodeToc` writes it, and as `LayerMap.toBytes`. */
   readonly toc: Uint8Array
   readonly map: Uint8Array
+  /** The layer's image, as `inherit` derives it, unless content has to be copied into it. */
+  readonly image: MadeImage | undefined
 }
 
 /** The side index of a gzip layer that is on this node, for others. */
@@ -71,16 +81,17 @@ export type ImageRequest = {
 export type ImageAnswer =
   /** Content that no whole blocks of a layer hold must be copied into the image: ask again with the bytes of these ranges. */
   | { readonly kind: 'needs'; readonly ranges: readonly DeviceRange[] }
-  | {
-      readonly kind: 'made'
-      readonly image: Uint8Array
-      readonly inodes: number
-      readonly droppedXattrs: number
-      /** The topmost layer has directories that its tar does not mention. */
-      readonly inheritsDirs: boolean
-      /** The topmost layer's root hides the layers below. */
-      readonly hidesBelow: boolean
-    }
+  | ({ readonly kind: 'made' } & MadeImage)
+
+export type MadeImage = {
+  readonly image: Uint8Array
+  readonly inodes: number
+  readonly droppedXattrs: number
+  /** The topmost layer has directories that its tar does not mention. */
+  readonly inheritsDirs: boolean
+  /** The topmost layer's root hides the layers below. */
+  readonly hidesBelow: boolean
+}
 
 /** Bytes of the layer file behind one device of an image. */
 export type DeviceRange = ByteRange & { readonly device: number }
@@ -95,13 +106,13 @@ export type TableRequest =
   | ListRequest
 export type TableAnswer = IndexAnswer | ExportAnswer | ImageAnswer | ListAnswer
 
-/** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex` and `decodeSideIndex`. */
+/** Checks an index that a stranger wrote. Throws LayerError as `decodeLayerIndex`, `decodeSideIndex` and `makeImage`. */
 export function takeIndexApart(request: IndexRequest | SideIndexRequest): IndexAnswer {
   const { toc, map } =
     request.kind === 'index'
       ? decodeLayerIndex(request.stored, request)
       : decodeSideIndex(request.stored, request.layer)
-  return { toc: encodeToc(toc), map: map.toBytes() }
+  return indexAnswer(toc, map, request)
 }
 
 /** Puts a side index together. Throws LayerError if the files of the layer are damaged. */
@@ -110,21 +121,41 @@ export function makeSideIndex({ layer, map, toc }: ExportRequest): ExportAnswer 
   return { stored: encodeSideIndex(layer, index) }
 }
 
-/** Checks tables that a stranger wrote. Rejects as `joinChunkedTables`. */
-export async function joinTables({ tables, blob }: ChunkedRequest): Promise<IndexAnswer> {
+/** Checks tables that a stranger wrote. Rejects as `joinChunkedTables` and `makeImage`. */
+export async function joinTables({ tables, blob, tag }: ChunkedRequest): Promise<IndexAnswer> {
   const { toc, map } = await joinChunkedTables(tables, blob, new AbortController().signal)
-  return { toc: encodeToc(toc), map: map.toBytes() }
+  return indexAnswer(toc, map, { tag })
 }
 
-/** Checks a table that a stranger wrote. Throws LayerError as `estargzLayer`. */
-export function arrangeEstargz({ table, blob }: EstargzRequest): IndexAnswer {
+/** Checks a table that a stranger wrote. Throws LayerError as `estargzLayer` and `makeImage`. */
+export function arrangeEstargz({ table, blob, tag }: EstargzRequest): IndexAnswer {
   const { toc, map } = estargzLayer(table, blob)
-  return { toc: encodeToc(toc), map: map.toBytes() }
+  return indexAnswer(toc, map, { tag })
+}
+
+/** With the image, while the entries are here: to read them again from the table of contents takes as long as the first time. */
+function indexAnswer(toc: LayerToc, map: LayerMap, { tag }: ForImage): IndexAnswer {
+  const devices = [{ tag, bytes: map.layerSize }]
+  const image = imageOf([buildTree(toc)], { derive: 'inherit', devices, contents: [] })
+  return {
+    toc: encodeToc(toc),
+    map: map.toBytes(),
+    image: image.kind === 'made' ? image : undefined,
+  }
 }
 
 /** Makes an image. Throws LayerError as `buildTree` and `writeErofsImage`. */
-export function makeImage({ tocs, derive, devices, contents }: ImageRequest): ImageAnswer {
-  const trees = tocs.map((toc) => buildTree(decodeToc(toc)))
+export function makeImage({ tocs, ...request }: ImageRequest): ImageAnswer {
+  return imageOf(
+    tocs.map((toc) => buildTree(decodeToc(toc))),
+    request,
+  )
+}
+
+function imageOf(
+  trees: readonly DirNode[],
+  { derive, devices, contents }: Pick<ImageRequest, 'derive' | 'devices' | 'contents'>,
+): ImageAnswer {
   const top = trees.at(-1)
   if (top === undefined) throw new LayerError('INTERNAL', 'an image is made of one layer at least')
   const traits = { inheritsDirs: hasImpliedDirs(top), hidesBelow: top.opaque }

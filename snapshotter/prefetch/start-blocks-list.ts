@@ -21,10 +21,12 @@ export type StartBlock = {
 
 /** The list as bytes; of one that is too long, the first blocks. */
 export function encodeStartBlocks(blocks: readonly StartBlock[]): Uint8Array {
-  const lines = blocks
-    .slice(0, START_BLOCKS_MAX)
-    .map(({ cid, opens }) => (opens === undefined ? `${cid}\n` : `${cid} ${opens}\n`))
+  const lines = blocks.slice(0, START_BLOCKS_MAX).map((block) => `${words(block).join(' ')}\n`)
   return Buffer.from(lines.join(''))
+}
+
+function words({ cid, opens }: StartBlock): string[] {
+  return opens === undefined ? [cid.toString()] : [cid.toString(), opens.toString()]
 }
 
 /** The way back. Throws LayerError: RESOURCE_EXHAUSTED over a limit, INVALID_ARGUMENT, naming the line, for what is no CID. */

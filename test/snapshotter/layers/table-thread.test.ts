@@ -17,7 +17,7 @@ const layer = {
   blobSize: 4,
   diffId: digestOf(Buffer.from('tar')),
 }
-const damaged = { kind: 'sideIndex', stored: Buffer.from('none'), layer } as const
+const damaged = { kind: 'sideIndex', tag: 'layer', stored: Buffer.from('none'), layer } as const
 
 test('a thread that was started for what is coming does it, and is the only one', async () => {
   await using tables = new TableThread()
