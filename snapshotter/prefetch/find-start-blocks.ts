@@ -4,6 +4,7 @@ import type { BlockRequest, BlockSource } from '../block-source.ts'
 import { openIpfsImage } from '../dag/open-ipfs-image.ts'
 import { readImageConfig } from '../dag/read-image-config.ts'
 import type { UnixfsFile } from '../dag/unixfs-file.ts'
+import { DAG_PB } from '../dag/unixfs-node.ts'
 import type { Descriptor } from '../oci/descriptor.ts'
 import { type Digest } from '../oci/digest.ts'
 import { parseManifest } from '../oci/manifest.ts'
@@ -12,46 +13,64 @@ import type { ZstdLayerMap } from '../toc/zstd-layer-map.ts'
 import { placeRanges } from './place-ranges.ts'
 import type { ListedLayer, PrefetchList } from './prefetch-list.ts'
 import { START_BLOCKS_MAX, type StartBlock } from './start-blocks-list.ts'
+import { fittingNodes, type StartNode } from './start-nodes.ts'
 
 type Parts = { readonly blocks: BlockSource; readonly request: BlockRequest }
 
+/** What an image's start wants. */
+export type Start = {
+  /** Small blocks that lead to others, with their bytes. */
+  readonly nodes: readonly StartNode[]
+  /** The others. */
+  readonly blocks: readonly StartBlock[]
+}
+
 /**
- * The blocks of an image that a start with this prefetch list wants, in the order in which a node comes to ask for them: manifest and
- * config, what opens the layers, then the leaves of what the list names. Layers without an index of `ipdr push` have
- * no leaves here. Rejects as `openIpfsImage`, `readLayerIndex` and BlockSource.get.
+ * What a start with this prefetch list wants of an image, in the order in which a node comes to ask for it: manifest and config,
+ * what opens the layers, then the leaves of what the list names. Layers without an index of `ipdr push` have no leaves
+ * here. Rejects as `openIpfsImage`, `readLayerIndex` and BlockSource.get.
  */
 export async function findStartBlocks(
   { root, manifest }: { readonly root: CID; readonly manifest: Digest },
   list: PrefetchList,
   { blocks, request }: Parts,
-): Promise<StartBlock[]> {
+): Promise<Start> {
   // What an image asks for when it is opened and read is what it will ask for on a node.
   const asked = new AskedBlocks(blocks)
   const image = await openIpfsImage(root, asked, request)
   asked.take()
   const name = `manifest ${manifest} of ${root.toString()}`
   const parsed = parseManifest((await image.manifest(manifest, request)).bytes, name)
-  if (parsed.kind === 'index') return []
+  if (parsed.kind === 'index') return { nodes: [], blocks: [] }
   const { diffIds } = await readImageConfig(image, parsed, request)
   const found = new Map<string, StartBlock>()
   const add = (block: StartBlock): void => {
     const key = block.cid.toString()
     if (!found.has(key) && found.size < START_BLOCKS_MAX) found.set(key, block)
   }
-  for (const cid of asked.take()) add({ cid })
+  const nodes = new Map<string, Opening>()
+  for (const node of asked.take()) nodes.set(node.cid.toString(), node)
   const layers: OpenedLayer[] = []
   for (const [position, descriptor] of parsed.layers.entries()) {
     const blob = await image.blob(descriptor.digest, request)
     const map = await layerMap(blob, descriptor, request)
-    for (const cid of asked.take()) add({ cid, opens: blob.cid })
+    for (const node of asked.take()) {
+      if (node.cid.code === DAG_PB) nodes.set(node.cid.toString(), { ...node, opens: blob.cid })
+      else add({ cid: node.cid, opens: blob.cid })
+    }
     const diffId = diffIds[position] ?? descriptor.digest
     layers.push({ diffId, layerSize: map?.layerSize ?? 0, blob, map })
   }
   for (const { layer, start, end } of placeRanges(list, layers).ranges) {
     for (const cid of leavesOf(layers[layer], start, end)) add({ cid })
   }
-  return [...found.values()]
+  const all = [...nodes.values()]
+  const fitting = fittingNodes(all)
+  const others = all.slice(fitting).map(({ cid, opens }) => ({ cid, ...(opens && { opens }) }))
+  return { nodes: all.slice(0, fitting), blocks: [...others, ...found.values()] }
 }
+
+type Opening = StartNode & { readonly opens?: CID }
 
 type OpenedLayer = ListedLayer & {
   readonly blob: UnixfsFile
@@ -86,19 +105,20 @@ function* leavesOf(layer: OpenedLayer | undefined, start: number, end: number): 
 /** Notes which blocks are asked for. */
 class AskedBlocks implements BlockSource {
   readonly #blocks: BlockSource
-  #asked: CID[] = []
+  #asked: StartNode[] = []
 
   constructor(blocks: BlockSource) {
     this.#blocks = blocks
   }
 
-  get(cid: CID, request: BlockRequest): Promise<Uint8Array> {
-    this.#asked.push(cid)
-    return this.#blocks.get(cid, request)
+  async get(cid: CID, request: BlockRequest): Promise<Uint8Array> {
+    const bytes = await this.#blocks.get(cid, request)
+    this.#asked.push({ cid, bytes })
+    return bytes
   }
 
   /** Those since it was asked last. */
-  take(): CID[] {
+  take(): StartNode[] {
     const asked = this.#asked
     this.#asked = []
     return asked

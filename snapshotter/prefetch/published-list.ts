@@ -1,6 +1,5 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
-import { orUndefined } from '../dag/ipfs-image.ts'
 import { UnixfsFile } from '../dag/unixfs-file.ts'
 import { listUnixfsDirectory, resolveUnixfsPath } from '../dag/unixfs-path.ts'
 import { ImageError } from '../errors.ts'
@@ -20,13 +19,18 @@ import {
   START_BLOCKS_BYTES_MAX,
   type StartBlock,
 } from './start-blocks-list.ts'
+import {
+  decodeStartNodes,
+  encodeStartNodes,
+  START_NODES_BYTES_MAX,
+  type StartNode,
+} from './start-nodes.ts'
 
-/**
- * Beside `manifests` and `blobs` in an image's directory: lists, each under the digest of the manifest that it is for, and the blocks
- * that a start with it wants, under the same name with BLOCKS_SUFFIX.
- */
+/** Beside `manifests` and `blobs` in an image's directory: lists, each under the digest of the manifest that it is for. */
 const PREFETCH_DIRECTORY = 'prefetch'
-const BLOCKS_SUFFIX = '.blocks'
+
+/** There as well, not in a directory, which would be a round trip more: what such a start wants, as `start-<manifest digest>` with a suffix. */
+const START_NAME = /^start-(?<manifest>\S+)\.(?<kind>blocks|car)$/
 
 /**
  * The list that was published with an image; undefined if there is none. Rejects with LayerError if it is malformed or hostile,
@@ -41,47 +45,64 @@ export async function readPublishedList(
   const path = [PREFETCH_DIRECTORY, manifest]
   try {
     const { cid } = await resolveUnixfsPath(root, path, blocks, request)
-    const file = await UnixfsFile.open(cid, blocks, request)
-    // One byte more than is accepted, so that a longer one is refused by its parser.
-    const end = Math.min(file.size, LIST_BYTES_MAX + 1)
-    return decodePrefetchList(await file.readRange({ start: 0, end }, request))
+    return decodePrefetchList(await readUpTo(LIST_BYTES_MAX, cid, blocks, request))
   } catch (error) {
     if (error instanceof ImageError && error.code === 'NOT_FOUND') return undefined
     throw error
   }
 }
 
-/**
- * The blocks that a start of a manifest wants, as its publisher says; without a manifest, of the only one of which it says so.
- * None if it says nothing, or if `isNew` says of the list that it is known. Rejects with LayerError if it is malformed or
- * too long, and as BlockSource.get.
- */
-export async function readPublishedBlocks(
+/** Where the image's publisher says what a start of a manifest wants. */
+export type PublishedStart = {
+  readonly blocks: CID | undefined
+  readonly nodes: CID | undefined
+}
+
+/** Of a manifest, or, without one, of the only one of which anything is said. Rejects as BlockSource.get. */
+export async function findPublishedStart(
   root: CID,
   manifest: Digest | undefined,
-  {
-    blocks,
-    request,
-    isNew,
-  }: {
-    readonly blocks: BlockSource
-    readonly request: BlockRequest
-    readonly isNew: (list: CID) => boolean
-  },
+  blocks: BlockSource,
+  request: BlockRequest,
+): Promise<PublishedStart> {
+  const found = (await listUnixfsDirectory(root, blocks, request)).flatMap(({ name, cid }) => {
+    const groups = START_NAME.exec(name)?.groups
+    return groups === undefined ? [] : [{ of: groups['manifest'], kind: groups['kind'], cid }]
+  })
+  const [only, ...others] = new Set(found.map(({ of }) => of))
+  const wanted = manifest ?? (others.length === 0 ? only : undefined)
+  const cidOf = (kind: string): CID | undefined =>
+    found.find((each) => each.of === wanted && each.kind === kind)?.cid
+  return { blocks: cidOf('blocks'), nodes: cidOf('car') }
+}
+
+/** The blocks that a start wants. Rejects as `decodeStartBlocks` and BlockSource.get. */
+export async function readStartBlocks(
+  cid: CID,
+  blocks: BlockSource,
+  request: BlockRequest,
 ): Promise<StartBlock[]> {
-  const directory = await orUndefined(
-    resolveUnixfsPath(root, [PREFETCH_DIRECTORY], blocks, request),
-  )
-  if (directory?.kind !== 'directory') return []
-  const lists = (await listUnixfsDirectory(directory.cid, blocks, request)).filter(({ name }) =>
-    manifest === undefined ? name.endsWith(BLOCKS_SUFFIX) : name === manifest + BLOCKS_SUFFIX,
-  )
-  const [only, ...more] = lists
-  if (only === undefined || more.length > 0 || !isNew(only.cid)) return []
-  const file = await UnixfsFile.open(only.cid, blocks, request)
-  // One byte more than is accepted, so that a longer one is refused by its parser.
-  const end = Math.min(file.size, START_BLOCKS_BYTES_MAX + 1)
-  return decodeStartBlocks(await file.readRange({ start: 0, end }, request))
+  return decodeStartBlocks(await readUpTo(START_BLOCKS_BYTES_MAX, cid, blocks, request))
+}
+
+/** The small ones that lead to them. Rejects as `decodeStartNodes` and BlockSource.get. */
+export async function readStartNodes(
+  cid: CID,
+  blocks: BlockSource,
+  request: BlockRequest,
+): Promise<StartNode[]> {
+  return decodeStartNodes(await readUpTo(START_NODES_BYTES_MAX, cid, blocks, request))
+}
+
+/** A file, or one byte more than is accepted of it, so that a longer one is refused by its parser. */
+async function readUpTo(
+  bytesMax: number,
+  cid: CID,
+  blocks: BlockSource,
+  request: BlockRequest,
+): Promise<Uint8Array> {
+  const file = await UnixfsFile.open(cid, blocks, request)
+  return file.readRange({ start: 0, end: Math.min(file.size, bytesMax + 1) }, request)
 }
 
 /**
@@ -96,11 +117,16 @@ export async function addPublishedLists(
 ): Promise<CID> {
   const request = { priority: 'foreground', signal } as const
   const files = new Map<string, Uint8Array>()
+  const starts = new Map<string, Uint8Array>()
   for (const [manifest, list] of lists) {
-    const wanted = await findStartBlocks({ root, manifest }, list, { blocks, request })
+    const start = await findStartBlocks({ root, manifest }, list, { blocks, request })
     files.set(manifest, encodePrefetchList(list))
-    files.set(manifest + BLOCKS_SUFFIX, encodeStartBlocks(wanted))
+    starts.set(`start-${manifest}.blocks`, encodeStartBlocks(start.blocks))
+    starts.set(`start-${manifest}.car`, await encodeStartNodes(start.nodes))
   }
-  const beside = [{ directory: PREFETCH_DIRECTORY, files }]
+  const beside = [
+    { directory: PREFETCH_DIRECTORY, files },
+    { directory: undefined, files: starts },
+  ]
   return addFilesBeside(root, beside, { blocks, sink }, request)
 }

@@ -4,7 +4,7 @@ import { CodedError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import type { Digest } from '../oci/digest.ts'
 import { OnceAWhile } from './once-a-while.ts'
-import { readPublishedBlocks } from './published-list.ts'
+import { findPublishedStart, readStartBlocks, readStartNodes } from './published-list.ts'
 import type { StartBlock } from './start-blocks-list.ts'
 
 /** Blocks asked for at once. 12: as many places as the fetch queue has for prefetching. */
@@ -53,6 +53,8 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
   readonly #asked = new OnceAWhile(ASKED_MS, IMAGES_REMEMBERED)
   readonly #lists = new Set<Wanted>()
   readonly #held = new Map<string, Uint8Array>()
+  /** Of those, the ones that a pull asks for several times, such as its config: they stay when they are asked for. */
+  readonly #nodes = new Set<string>()
   /** Of those that are being fetched, the ones that nobody has asked for yet. */
   readonly #underway = new Set<string>()
   #heldBytes = 0
@@ -67,8 +69,9 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
     const key = keyOf(cid)
     const held = this.#held.get(key)
     if (held !== undefined) {
-      this.#drop(key, held)
       this.#stayAwake()
+      if (this.#nodes.has(key)) return Promise.resolve(Uint8Array.from(held))
+      this.#drop(key, held)
       return Promise.resolve(held)
     }
     // Whoever asks gets it; nobody else will.
@@ -95,7 +98,7 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
         const reason = error instanceof Error ? error.message : String(error)
         this.#parts.log.warn(
           { image, reason },
-          `the blocks that image ${image} says its start wants are not fetched ahead: ${reason}`,
+          `what image ${image} says its start wants is not fetched ahead: ${reason}`,
         )
       })
       .finally(() => this.#working.delete(work))
@@ -113,10 +116,45 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
   async #begin(root: CID, manifest: Digest | undefined): Promise<void> {
     const { blocks } = this.#parts
     const request = { priority: 'prefetch', signal: this.#closing.signal } as const
-    const isNew = (cid: CID): boolean => this.#asked.begin(keyOf(cid))
-    const found = await readPublishedBlocks(root, manifest, { blocks, request, isNew })
+    const found = await findPublishedStart(root, manifest, blocks, request)
+    const [blocksWanted] = await Promise.all([
+      this.#read(found.blocks, readStartBlocks, request),
+      this.#holdNodes(found.nodes, request),
+    ])
+    // Only now: in the queue of a slow link these would be in front of the nodes, for which the pull waits.
+    await this.#fetchAll(blocksWanted ?? [], request)
+  }
+
+  async #holdNodes(list: CID | undefined, request: BlockRequest): Promise<void> {
+    for (const { cid, bytes } of (await this.#read(list, readStartNodes, request)) ?? []) {
+      if (this.#heldBytes >= HELD_BYTES_MAX) return
+      this.#hold(keyOf(cid), bytes)
+      this.#nodes.add(keyOf(cid))
+    }
+  }
+
+  /** Undefined if it is not there, was read a moment ago, or is of no use: the other is as good without. */
+  async #read<Start>(
+    cid: CID | undefined,
+    read: (cid: CID, blocks: BlockSource, request: BlockRequest) => Promise<Start>,
+    request: BlockRequest,
+  ): Promise<Start | undefined> {
+    if (cid === undefined || !this.#asked.begin(keyOf(cid))) return undefined
+    try {
+      return await read(cid, this.#parts.blocks, request)
+    } catch (error) {
+      if (!(error instanceof CodedError) || request.signal.aborted) throw error
+      this.#parts.log.warn(
+        { cid: cid.toString(), reason: error.message },
+        `what an image says its start wants, ${cid.toString()}, is not fetched ahead: ${error.message}`,
+      )
+      return undefined
+    }
+  }
+
+  async #fetchAll(blocks: readonly StartBlock[], request: BlockRequest): Promise<void> {
     const wanted: Wanted = new Map()
-    for (const block of found) if (this.#isWanted(block)) wanted.set(keyOf(block.cid), block.cid)
+    for (const block of blocks) if (this.#isWanted(block)) wanted.set(keyOf(block.cid), block.cid)
     if (wanted.size === 0) return
     this.#lists.add(wanted)
     this.#stayAwake()
@@ -141,7 +179,9 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
         wanted.delete(key)
         this.#underway.add(key)
         try {
-          this.#hold(key, await this.#parts.blocks.get(cid, request))
+          const bytes = await this.#parts.blocks.get(cid, request)
+          // Somebody who has come meanwhile has it, or all of this is over.
+          if (this.#underway.has(key)) this.#hold(key, bytes)
           failedInRow = 0
         } catch (error) {
           // Whoever asks for it hears why; here one that is lost ends nothing.
@@ -159,14 +199,14 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
 
   #hold(key: string, bytes: Uint8Array): void {
     this.#stayAwake()
-    // Somebody who has come meanwhile has it, or all of this is over.
-    if (!this.#underway.has(key) || this.#held.has(key)) return
+    if (this.#held.has(key) || this.#closing.signal.aborted) return
     this.#held.set(key, bytes)
     this.#heldBytes += bytes.length
   }
 
   #drop(key: string, { length }: Uint8Array): void {
     this.#held.delete(key)
+    this.#nodes.delete(key)
     this.#heldBytes -= length
     this.#room.resolve()
     this.#room = Promise.withResolvers()

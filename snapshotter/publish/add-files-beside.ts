@@ -6,9 +6,9 @@ import { DAG_PB, decodeUnixfsNode } from '../dag/unixfs-node.ts'
 import { ImageError } from '../errors.ts'
 import { type BlockSink, type ImportedNode, importBlob, writeDirectory } from './import-image.ts'
 
-/** Files to write beside what an image has: in one of its directories, and under which names. */
+/** Files to write beside what an image has: in one of its directories, or there where these are, and under which names. */
 export type FilesBeside = {
-  readonly directory: string
+  readonly directory: string | undefined
   readonly files: ReadonlyMap<string, Uint8Array>
 }
 
@@ -25,13 +25,18 @@ export async function addFilesBeside(
 ): Promise<CID> {
   const image = await readDirectory(root, blocks, request)
   for (const { directory, files } of beside) {
-    const before = image.get(directory)
+    const before = directory === undefined ? undefined : image.get(directory)
     const names =
-      before === undefined ? new Map() : await readDirectory(before.cid, blocks, request)
+      before === undefined
+        ? new Map<string, ImportedNode>()
+        : await readDirectory(before.cid, blocks, request)
+    const written = directory === undefined ? image : names
     for (const [name, bytes] of files) {
-      names.set(name, await importBlob(once(bytes), 'kubo', sink, request.signal))
+      written.set(name, await importBlob(once(bytes), 'kubo', sink, request.signal))
     }
-    image.set(directory, await writeDirectory(names, sink, request.signal))
+    if (directory !== undefined) {
+      image.set(directory, await writeDirectory(names, sink, request.signal))
+    }
   }
   return (await writeDirectory(image, sink, request.signal)).cid
 }

@@ -6,6 +6,7 @@ import {
   encodeStartBlocks,
   type StartBlock,
 } from '../../../snapshotter/prefetch/start-blocks-list.ts'
+import { encodeStartNodes } from '../../../snapshotter/prefetch/start-nodes.ts'
 import { listeningLog } from '../../support/fuse-mount.ts'
 import { cidOf, MemoryBlocks } from '../../support/memory-blocks.ts'
 
@@ -20,7 +21,10 @@ async function imageWith(
   leaves: readonly Uint8Array[] = [],
 ): Promise<{ blocks: MemoryBlocks; root: CID; leaves: CID[] }> {
   const blocks = new MemoryBlocks()
-  const files = Object.entries(lists).map(([name, bytes]) => [`prefetch/${name}.blocks`, bytes])
+  const files = Object.entries(lists).map(([name, bytes]) => [
+    name.includes('.') ? name : `start-${name}.blocks`,
+    bytes,
+  ])
   const root = await blocks.addDirectory({
     ...Object.fromEntries(files),
     'manifests/latest': Buffer.from('a manifest'),
@@ -72,6 +76,30 @@ describe('what an image says its start wants', () => {
     expect(timesAsked(blocks, CIDS[0] as CID)).toBe(2)
   })
 
+  test('may lie beside it in one piece, and is then given as often as it is asked for', async () => {
+    const nodes = CIDS.slice(0, 3).map((cid, index) => ({
+      cid,
+      bytes: LEAVES[index] ?? Buffer.alloc(0),
+    }))
+    const { blocks, root } = await imageWith(
+      {
+        [MANIFEST]: listOf(...CIDS.slice(3)),
+        [`start-${MANIFEST}.car`]: await encodeStartNodes(nodes),
+      },
+      LEAVES,
+    )
+    const { starts } = open(blocks)
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(6000))
+    for (const [index, cid] of CIDS.entries()) {
+      expect(Buffer.from(await starts.get(cid, request))).toEqual(LEAVES[index])
+    }
+    const node = await starts.get(CIDS[0] as CID, request)
+    node.fill(0)
+    expect(Buffer.from(await starts.get(CIDS[0] as CID, request))).toEqual(LEAVES[0])
+    expect(CIDS.map((cid) => timesAsked(blocks, cid))).toEqual([0, 0, 0, 1, 1, 1])
+  })
+
   test('is found without the manifest if there is one list, and is fetched once however often the image is named', async () => {
     const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...CIDS) }, LEAVES)
     const { starts } = open(blocks)
@@ -112,20 +140,20 @@ describe('what an image says its start wants', () => {
     const { starts } = open(blocks)
     const gate = Promise.withResolvers<void>()
     const get = blocks.get.bind(blocks)
-    let gets = 0
+    let waiting = 0
     vi.spyOn(blocks, 'get').mockImplementation(async (cid, asked) => {
-      gets += 1
       if (
         asked.priority === 'prefetch' &&
         cid.code === 0x55 &&
         CIDS.some((each) => each.equals(cid))
       ) {
+        waiting += 1
         await gate.promise
       }
       return get(cid, asked)
     })
     starts.begin(root, MANIFEST)
-    await vi.waitFor(() => expect(gets).toBeGreaterThan(8))
+    await vi.waitFor(() => expect(waiting).toBe(6))
     expect(Buffer.from(await starts.get(CIDS[3] as CID, request))).toEqual(LEAVES[3])
     gate.resolve()
     await vi.waitFor(() => expect(starts.heldBytes).toBe(5000))
@@ -172,7 +200,26 @@ describe('a list of blocks', () => {
     const { starts, log } = open(blocks)
     starts.begin(root, MANIFEST)
     await vi.waitFor(() => expect(log.sentences).toHaveLength(1))
-    expect(log.sentences[0]).toMatch(/its start wants are not fetched ahead: .*line 1 .*is no CID/)
+    expect(log.sentences[0]).toMatch(
+      /its start wants, bafk\w+, is not fetched ahead: .*line 1 .*is no CID/,
+    )
+  })
+
+  test('or nodes that are not what their CIDs say are told of, and the others are good', async () => {
+    const lie = { cid: CIDS[0] as CID, bytes: Buffer.from('another leaf') }
+    const { blocks, root } = await imageWith(
+      {
+        [MANIFEST]: listOf(...CIDS.slice(1)),
+        [`start-${MANIFEST}.car`]: await encodeStartNodes([lie]),
+      },
+      LEAVES,
+    )
+    const { starts, log } = open(blocks)
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(5000))
+    expect(Buffer.from(await starts.get(CIDS[0] as CID, request))).toEqual(LEAVES[0])
+    expect(log.sentences).toHaveLength(1)
+    expect(log.sentences[0]).toMatch(/its start wants, bafk\w+, is not fetched ahead: block bafk/)
   })
 
   test('that is not there is no matter', async () => {
