@@ -28,7 +28,7 @@ const RUN_BYTES_MAX = 4096
 /** Finds how `file` maps to blocks of its layer. */
 export function fileBlocks(file: FileNode): FileBlocks {
   if (file.size === 0) return { kind: 'empty' }
-  const extents = joined(file.extents)
+  const extents = file.extents.length > 1 ? joined(file.extents) : file.extents
   const [first] = extents
   if (extents.some((extent) => !isBlockAligned(extent, file.size))) return { kind: 'inlined' }
   const isOneRun = first !== undefined && first.fileOffset === 0 && first.length === file.size
@@ -59,13 +59,14 @@ function isBlockAligned({ fileOffset, layerOffset, length }: Extent, fileSize: n
 
 /** The largest chunks at whose boundaries all extents start and end, so that each chunk is one run or all hole. */
 function largestChunkBits(extents: readonly Extent[], fileSize: number): number {
-  const boundaries = extents
-    .flatMap(({ fileOffset, length }) => [fileOffset, fileOffset + length])
-    .filter((boundary) => boundary < fileSize)
   let bits = 0
   while (bits < CHUNK_BITS_MAX && chunkBytes(bits) < fileSize) {
     const next = chunkBytes(bits + 1)
-    if (boundaries.some((boundary) => boundary % next !== 0)) break
+    const isWithin = (at: number): boolean => at < fileSize && at % next !== 0
+    const isCut = extents.some(
+      ({ fileOffset, length }) => isWithin(fileOffset) || isWithin(fileOffset + length),
+    )
+    if (isCut) break
     bits++
   }
   return bits

@@ -222,29 +222,37 @@ function readEntry(
   if (Math.abs(mtimeSec) > TIME_MAX) throw lie(place, `has the modification time ${mtimeSec}`)
   const mtimeNsec = upTo(reader, 999_999_999, place, 'nanoseconds')
   const xattrs = readXattrs(reader, place)
-  const shared = { path, kind, mode, uid, gid, mtimeSec, mtimeNsec }
-  const entry: TocEntry = { ...shared, size: 0, ...(xattrs.size > 0 ? { xattrs } : {}) }
+  // Filled in where it is, not copied with more: there are hundreds of thousands, and a pull waits for them.
+  const entry: Filling<TocEntry> = { path, kind, mode, uid, gid, mtimeSec, mtimeNsec, size: 0 }
+  if (xattrs !== undefined) entry.xattrs = xattrs
   switch (kind) {
-    case 'reg': {
-      const size = reader.uint()
-      return { ...entry, size, extents: readExtents(reader, size, layer, place) }
-    }
+    case 'reg':
+      entry.size = reader.uint()
+      entry.extents = readExtents(reader, entry.size, layer, place)
+      break
     case 'symlink':
     case 'hardlink':
-      return { ...entry, linkTarget: readLinkTarget(reader, kind, place) }
+      entry.linkTarget = readLinkTarget(reader, kind, place)
+      break
     case 'char':
-    case 'block': {
-      const devMajor = upTo(reader, 0xfff, place, 'device number')
-      return { ...entry, devMajor, devMinor: upTo(reader, 0xfffff, place, 'device number') }
-    }
+    case 'block':
+      entry.devMajor = upTo(reader, 0xfff, place, 'device number')
+      entry.devMinor = upTo(reader, 0xfffff, place, 'device number')
+      break
     default:
-      return entry
   }
+  return entry
 }
 
-function readXattrs(reader: ByteReader, place: EntryPlace): ReadonlyMap<string, Uint8Array> {
-  const xattrs = new Map<string, Uint8Array>()
+type Filling<Entry> = { -readonly [Key in keyof Entry]: Entry[Key] }
+
+function readXattrs(
+  reader: ByteReader,
+  place: EntryPlace,
+): ReadonlyMap<string, Uint8Array> | undefined {
   const count = reader.count(ENTRIES_MAX, 2)
+  if (count === 0) return undefined
+  const xattrs = new Map<string, Uint8Array>()
   for (let index = 0; index < count; index++) {
     const name = reader.latin1()
     // A copy: a view would keep the whole index in memory.
