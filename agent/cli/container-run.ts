@@ -1,11 +1,13 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { createInterface } from 'node:readline'
+import { setTimeout } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { connect } from '../../proto/client.ts'
 import { criImageContract } from '../../proto/load.ts'
 import { EXIT_CODES } from './exit-codes.ts'
 import { CommandFailure, plain } from './failure.ts'
+import type { ReadySign } from './ready-sign.ts'
 
 /** The kubelet's namespace: CRI alone pulls lazily with every containerd; ctr of 1.6 and 1.7 downloads and unpacks. */
 const NAMESPACE = 'k8s.io'
@@ -25,6 +27,9 @@ export type RunEnd =
   | { readonly kind: 'exit'; readonly exitCode: number }
   /** It wrote the line that was waited for, or ran for as long as it may. It still runs. */
   | { readonly kind: 'ready' | 'timeout' }
+
+/** Between two questions whether a server answers, in ms: a tenth of what is learned from its start at most. */
+const ASK_MS = 50
 
 const run = promisify(execFile)
 
@@ -83,7 +88,7 @@ export class ContainerRun implements AsyncDisposable {
 
   /** Starts `command`, or what the image runs by itself, in a container of an image that was pulled. */
   static start(
-    { reference, command, flags, readyText, quiet }: RunRequest,
+    { reference, command, flags, ready, quiet }: RunRequest,
     node: ContainerdNode,
   ): ContainerRun {
     const id = `ipdr-optimize-${randomUUID()}`
@@ -96,18 +101,19 @@ export class ContainerRun implements AsyncDisposable {
     const started = new ContainerRun(node, id, process)
     for (const stream of [process.stdout, process.stderr]) {
       createInterface({ input: stream }).on('line', (line) =>
-        started.#heard(line, readyText, quiet),
+        started.#heard(line, ready?.kind === 'line' ? ready.text : undefined, quiet),
       )
     }
+    if (ready?.kind === 'answer') void started.#ask(ready.url)
     return started
   }
 
-  /** Waits for its end, for the text, or until `timeoutMs` have passed. Rejects when `signal` aborts, or if there is no ctr. */
+  /** Waits for its end, until it is ready, or until `timeoutMs` have passed. Rejects when `signal` aborts, or if there is no ctr. */
   async end(timeoutMs: number, signal: AbortSignal): Promise<RunEnd> {
     signal.throwIfAborted()
     const { promise: timeout, resolve } = Promise.withResolvers<RunEnd>()
     const { promise: aborted, reject } = Promise.withResolvers<never>()
-    const timer = setTimeout(() => resolve({ kind: 'timeout' }), timeoutMs)
+    const timer = globalThis.setTimeout(() => resolve({ kind: 'timeout' }), timeoutMs)
     const abort = (): void => reject(signal.reason)
     signal.addEventListener('abort', abort, { once: true })
     try {
@@ -122,7 +128,7 @@ export class ContainerRun implements AsyncDisposable {
     const { pid, exitCode, signalCode } = this.#process
     if (pid === undefined || exitCode !== null || signalCode !== null) return
     await this.#kill('SIGTERM')
-    const timer = setTimeout(() => void this.#kill('SIGKILL'), STOP_GRACE_MS)
+    const timer = globalThis.setTimeout(() => void this.#kill('SIGKILL'), STOP_GRACE_MS)
     await this.#exited
     clearTimeout(timer)
   }
@@ -130,6 +136,23 @@ export class ContainerRun implements AsyncDisposable {
   #heard(line: string, readyText: string | undefined, quiet: boolean): void {
     if (!quiet) process.stderr.write(`${line}\n`)
     if (readyText !== undefined && line.includes(readyText)) this.#ready.resolve({ kind: 'ready' })
+  }
+
+  /** Asks until it answers, or until the container has ended. */
+  async #ask(url: URL): Promise<void> {
+    const ended = new AbortController()
+    const end = (): void => ended.abort()
+    this.#exited.then(end, end)
+    while (!ended.signal.aborted) {
+      // Before it listens nobody answers, and no first answer is waited for longer than the command says.
+      const answer = await fetch(url, { signal: ended.signal }).catch(() => undefined)
+      await answer?.body?.cancel()
+      if (answer?.ok === true) {
+        this.#ready.resolve({ kind: 'ready' })
+        return
+      }
+      await setTimeout(ASK_MS, undefined, { signal: ended.signal }).catch(() => undefined)
+    }
   }
 
   /** The container may have ended by itself, or not have begun: ctr then ends too. */
@@ -145,8 +168,7 @@ export type RunRequest = {
   readonly command: readonly string[]
   /** More flags of `ctr run`. */
   readonly flags: readonly string[]
-  /** Text in a line of its output that says that it has started. */
-  readonly readyText: string | undefined
+  readonly ready: ReadySign | undefined
   readonly quiet: boolean
 }
 

@@ -12,6 +12,7 @@ import {
   prefetchListsOf,
 } from '../../snapshotter/optimize.ts'
 import { type Ended, ended as endOf, runIpdr, startIpdr } from '../agent/cli/support/run-ipdr.ts'
+import { freePort } from '../support/agent.ts'
 import { debianPath } from '../support/debian-programs.ts'
 import { busyboxFiles } from '../support/images/busybox-files.ts'
 import { type OciLayout, packLayer, writeOciLayout } from '../support/images/oci-layout.ts'
@@ -24,7 +25,7 @@ import { seeded } from '../support/seeded.ts'
 
 const { signal } = new AbortController()
 
-const BUSYBOX: readonly TarPart[] = [...busyboxFiles('cat', 'echo', 'sh', 'sleep')]
+const BUSYBOX: readonly TarPart[] = [...busyboxFiles('cat', 'echo', 'httpd', 'sh', 'sleep')]
 
 /** What the container does in every test: it reads two files of five, the later one first. */
 const COMMAND = ['sh', '-c', 'cat /d/4 /d/1 >/dev/null; echo started']
@@ -167,6 +168,23 @@ test('a server is recorded until it says that it is ready, or for as long as it 
   expect(JSON.parse(stopped.stdout)).toMatchObject({ endedBy: 'timeout' })
   const tasks = await node.containerd.ctr(['-n', 'k8s.io', 'tasks', 'ls', '-q'])
   expect(tasks).not.toContain('ipdr-optimize')
+}, 120_000)
+
+test('a server is recorded until it has answered, and what it read for that is in the list', async () => {
+  const port = await freePort()
+  const url = `http://127.0.0.1:${port}/d/2`
+  const server = ['--', 'httpd', '-f', '-p', `127.0.0.1:${port}`, '-h', '/']
+  const ended = await optimize(root, ['--ready', url, ...server])
+  expect(ended).toMatchObject({ exitCode: 0 })
+  const answered = JSON.parse(ended.stdout) as Optimized
+  expect(answered.endedBy).toBe('ready')
+  const { ranges } = await listOf(answered.root)
+  const read = new Set(ranges.map(({ path }) => path))
+  expect([...read].filter((path) => path.startsWith('d/'))).toEqual(['d/2'])
+  const silent = await optimize(root, ['--ready', `${url}/none`, '--timeout', '2', ...server])
+  expect(silent).toMatchObject({ exitCode: 75, stdout: '' })
+  expect(silent.stderr).toContain(`did not answer at ${url}/none within 2 s`)
+  expect(silent.stderr).toContain('--run-flag=--net-host')
 }, 120_000)
 
 test('a command that fails or is never ready makes no list, and says why', async () => {

@@ -13,6 +13,7 @@ import { IMAGE_ARGUMENT, imageReference } from '../image-argument.ts'
 import { openInspectionBlocks } from '../inspection-blocks.ts'
 import { PLACES_OPTIONS, type Places } from '../places-options.ts'
 import { count, formatBytes, formatMs } from '../quantity.ts'
+import { type ReadySign, readySign } from '../ready-sign.ts'
 import { REPOSITORY_OPTION, repositoryDirectory } from '../repository-option.ts'
 import type { Session } from '../session.ts'
 import { fields } from '../table.ts'
@@ -27,7 +28,7 @@ export const optimize: Command = defineCommand({
   summary: 'Run an image once, and publish it again with a list of what its start reads',
   description: [
     'Runs the image for real, on this node and through its agent, and records which bytes it reads in order of first use. Then it writes a new root into the repository: the same image, with the same digests, and the list beside it. Nodes that pull it fetch what the list names before it is read, so that a cold start does not wait for one block after the other. Blocks of the image that the repository lacks are fetched.',
-    'The container is run by ctr, from an image pulled over CRI into the namespace k8s.io; its output goes to standard error. After -- stands what it runs; nothing: what the image runs by itself. The recording ends when it ends, when a line of its output holds the text of --ready, or after --timeout, whichever is first; then the container is stopped. A command that fails, or that is never ready, makes no list.',
+    'The container is run by ctr, from an image pulled over CRI into the namespace k8s.io; its output goes to standard error. After -- stands what it runs; nothing: what the image runs by itself. The recording ends when it ends, when a line of its output holds the text of --ready or its address answers a GET, or after --timeout, whichever is first; then the container is stopped. A command that fails, or that is never ready, makes no list.',
     'What the page cache has is not seen to be read: if layers of the image are in use on this node, the agent drops the page cache of the machine, but what a running container has mapped stays unseen. Run it where the image does not run. The list survives a new build of the image: ipdr push --optimize takes it over, and then writes what a start reads into blocks of its own, so that hardly anything else is fetched.',
   ],
   args: {
@@ -38,8 +39,9 @@ export const optimize: Command = defineCommand({
     ready: {
       type: 'string',
       requiresArg: true,
-      describe: 'The start is over when a line of the output holds this text',
-      valueName: 'TEXT',
+      describe:
+        'The start is over when a line of the output holds this text, or when this http:// address answers',
+      valueName: 'SIGN',
     },
     timeout: {
       type: 'number',
@@ -79,6 +81,10 @@ export const optimize: Command = defineCommand({
   examples: [
     ['ipdr optimize <cid> -- python3 -c "import numpy"', 'a command that ends'],
     ['ipdr optimize <cid> --ready "listening on"', 'a server, until it says that it listens'],
+    [
+      'ipdr optimize <cid> --run-flag=--net-host --ready http://127.0.0.1:8080/',
+      'until it has answered, which reads more',
+    ],
     ['new=$(ipdr optimize -q <cid> -- app --version)', 'the new reference, in a script'],
     ['ipdr push ipfs:$new --optimize $new', 'and its layers written anew for that start'],
   ],
@@ -88,8 +94,9 @@ export const optimize: Command = defineCommand({
     if (!(values.timeout > 0)) {
       throw new CommandFailure(EXIT_CODES.usage, '--timeout must be a number of seconds above 0')
     }
+    const ready = values.ready === undefined ? undefined : readySign(values.ready)
     const startedAt = performance.now()
-    const { recorded, end, warnings } = await recordRun(reference, values, session)
+    const { recorded, end, warnings } = await recordRun(reference, { ...values, ready }, session)
     const { root, fetched } = await publishList(reference, recorded, values, session)
     session.progress.finish()
     const bytes = Number(recorded.bytes)
@@ -139,7 +146,7 @@ const SPANS: Readonly<Record<RunEnd['kind'], string>> = {
 
 type RunValues = {
   readonly command: readonly string[] | undefined
-  readonly ready: string | undefined
+  readonly ready: ReadySign | undefined
   readonly timeout: number
   readonly address: string
   readonly snapshotter: string
@@ -170,7 +177,7 @@ async function recordRun(
   using recording = await Recorder.start(agent, reference, signal, (bytes) =>
     show('recording', bytes),
   )
-  const request = { reference, flags: values['run-flag'], readyText: values.ready }
+  const request = { reference, flags: values['run-flag'], ready: values.ready }
   await using container = ContainerRun.start(
     { ...request, command: values.command ?? [], quiet: output.quiet },
     node,
@@ -198,12 +205,20 @@ function checkEnd(end: RunEnd, { ready, timeout }: RunValues): void {
     )
   }
   if (end.kind === 'ready' || ready === undefined) return
+  const [did, didNot, mend] =
+    ready.kind === 'line'
+      ? [`said '${ready.text}'`, `say '${ready.text}'`, 'Check the text']
+      : [
+          `answered at ${ready.url.href}`,
+          `answer at ${ready.url.href}`,
+          'Check the address, and that the container shares the network (--run-flag=--net-host)',
+        ]
   throw new CommandFailure(
     EXIT_CODES.temporary,
     end.kind === 'exit'
-      ? `the command ended before it said '${ready}': no list was written`
-      : `the command did not say '${ready}' within ${timeout} s: no list was written`,
-    'Check the text, or give it longer with --timeout.',
+      ? `the command ended before it ${did}: no list was written`
+      : `the command did not ${didNot} within ${timeout} s: no list was written`,
+    `${mend}, or give it longer with --timeout.`,
   )
 }
 

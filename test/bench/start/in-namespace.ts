@@ -77,7 +77,7 @@ class StartBenchmark {
     const published = await this.#push(workload, layout)
     this.#say(`${workload.name}: running it for its list`)
     const { ready } = workload
-    const words = ready.kind === 'line' ? ['--ready', ready.text] : ['--ready', ready.listText]
+    const words = ['--ready', ready.kind === 'line' ? ready.text : ready.url]
     const listed = await optimize(publisher, published.reference, workload.command, words)
     const optimised = await publisher.push(layout, ['--optimize', listed.reference])
     const neededBytes = await listedBytes(optimised.reference, publisher.repository)

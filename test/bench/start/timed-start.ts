@@ -5,12 +5,7 @@ import type { Cri, Pod } from '../../support/cri.ts'
 /** When a workload is ready: it wrote a line with this text, or answers this address with 200. */
 export type Ready =
   | { readonly kind: 'line'; readonly text: string }
-  | {
-      readonly kind: 'http'
-      readonly url: string
-      /** A line that it writes about then, for a run in which nobody asks it anything. */
-      readonly listText: string
-    }
+  | { readonly kind: 'http'; readonly url: string }
 
 /** From the pull of an image until its container was ready, as a kubelet does it. Times in ms. */
 export type TimedStart = {

@@ -58,7 +58,6 @@ export const WORKLOADS: readonly Workload[] = [
     ready: {
       kind: 'http',
       url: `http://${NGINX_ADDRESS}/`,
-      listText: 'start worker process',
     },
   },
   {
