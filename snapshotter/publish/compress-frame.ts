@@ -7,6 +7,12 @@ import zlib from 'node:zlib'
  */
 export const ZSTD_LEVEL = 9
 
+/**
+ * The level of what a start reads, where that is known: every start waits for it, and it is a small part of an image. 19: 10.5 % smaller
+ * than 9 on what importing numpy reads, for 14 times the CPU time, 8 s of one core for 41 MB; 22 saves nothing more in such frames.
+ */
+export const START_ZSTD_LEVEL = 19
+
 /** What a frame of several pieces comes to at most, in bytes. 2 MiB, the largest block that bitswap carries, less 4 KiB for what it is wrapped in. */
 export const GROUP_FRAME_BYTES_MAX: number = 2 * 1024 * 1024 - 4096
 
@@ -14,9 +20,9 @@ export const GROUP_FRAME_BYTES_MAX: number = 2 * 1024 * 1024 - 4096
 export type GroupFrame = { readonly bytes: Uint8Array; readonly pieces: number }
 
 /** One frame of `bytes`, which says how many they are. */
-export function compressFrame(bytes: Uint8Array): Uint8Array {
+export function compressFrame(bytes: Uint8Array, level: number = ZSTD_LEVEL): Uint8Array {
   return zlib.zstdCompressSync(bytes, {
-    params: { [zlib.constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL },
+    params: { [zlib.constants.ZSTD_c_compressionLevel]: level },
     pledgedSrcSize: bytes.length,
     // Room for the whole frame (zstd's own bound, ZSTD_COMPRESSBOUND): else Node hands out 16 KiB at a time.
     chunkSize: bytes.length + (bytes.length >> 8) + 128,
@@ -27,8 +33,12 @@ export function compressFrame(bytes: Uint8Array): Uint8Array {
  * One frame of `bytes`, which are pieces of these lengths. Where it would be more than a block may be, the pieces are parted in
  * the middle and tried again.
  */
-export function compressGroup(bytes: Uint8Array, lengths: readonly number[]): GroupFrame[] {
-  const frame = compressFrame(bytes)
+export function compressGroup(
+  bytes: Uint8Array,
+  lengths: readonly number[],
+  level: number = ZSTD_LEVEL,
+): GroupFrame[] {
+  const frame = compressFrame(bytes, level)
   if (frame.length <= GROUP_FRAME_BYTES_MAX || lengths.length === 1) {
     return [{ bytes: frame, pieces: lengths.length }]
   }
@@ -40,7 +50,7 @@ export function compressGroup(bytes: Uint8Array, lengths: readonly number[]): Gr
     pieces++
   }
   return [
-    ...compressGroup(bytes.subarray(0, half), lengths.slice(0, pieces)),
-    ...compressGroup(bytes.subarray(half), lengths.slice(pieces)),
+    ...compressGroup(bytes.subarray(0, half), lengths.slice(0, pieces), level),
+    ...compressGroup(bytes.subarray(half), lengths.slice(pieces), level),
   ]
 }

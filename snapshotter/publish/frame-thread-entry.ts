@@ -6,9 +6,9 @@ import type { Batch, BatchFrames } from './frame-threads.ts'
 parentPort?.on('message', ({ id, bytes, groups }: Batch) => {
   const frames: GroupFrame[][] = []
   let start = 0
-  for (const lengths of groups) {
+  for (const { lengths, level } of groups) {
     const end = lengths.reduce((sum, length) => sum + length, start)
-    frames.push(compressGroup(bytes.subarray(start, end), lengths))
+    frames.push(compressGroup(bytes.subarray(start, end), lengths, level))
     start = end
   }
   const joined = Uint8Array.from(Buffer.concat(frames.flat().map((frame) => frame.bytes)))

@@ -7,11 +7,14 @@ import type { GroupFrame } from './compress-frame.ts'
 /** Threads of one layer. 4: cutting and hashing the tar, which one thread does, keeps no more than that busy. */
 const THREADS_MAX = 4
 
+/** Pieces that are to share a frame, and how hard to compress it. */
+export type FrameGroup = { readonly pieces: readonly Uint8Array[]; readonly level: number }
+
 /** Groups of pieces to compress, one after another in one array; of each, the lengths of its pieces. */
 export type Batch = {
   readonly id: number
   readonly bytes: Uint8Array
-  readonly groups: readonly (readonly number[])[]
+  readonly groups: readonly { readonly lengths: readonly number[]; readonly level: number }[]
 }
 
 /** Their frames, in the same way; of each group, its frames. */
@@ -37,14 +40,20 @@ export class FrameThreads implements AsyncDisposable {
   #batches = 0
 
   /** The frames of each group, in order, as `compressGroup` makes them. Rejects with LayerError RESOURCE_EXHAUSTED if a thread ends before. */
-  compress(groups: readonly (readonly Uint8Array[])[]): Promise<GroupFrame[][]> {
+  compress(groups: readonly FrameGroup[]): Promise<GroupFrame[][]> {
     const thread = this.#leastBusy()
     const { promise, resolve, reject } = Promise.withResolvers<GroupFrame[][]>()
     const id = this.#batches++
     thread.waiting.set(id, { resolve, reject })
-    const bytes = Uint8Array.from(Buffer.concat(groups.flat()))
-    const lengths = groups.map((pieces) => pieces.map((piece) => piece.length))
-    const batch: Batch = { id, bytes, groups: lengths }
+    const bytes = Uint8Array.from(Buffer.concat(groups.flatMap(({ pieces }) => pieces)))
+    const batch: Batch = {
+      id,
+      bytes,
+      groups: groups.map(({ pieces, level }) => ({
+        lengths: pieces.map((piece) => piece.length),
+        level,
+      })),
+    }
     thread.worker.postMessage(batch, [bytes.buffer])
     return promise
   }

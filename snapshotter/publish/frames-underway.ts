@@ -1,4 +1,4 @@
-import { compressGroup, type GroupFrame } from './compress-frame.ts'
+import { compressGroup, type GroupFrame, START_ZSTD_LEVEL, ZSTD_LEVEL } from './compress-frame.ts'
 import { FrameThreads } from './frame-threads.ts'
 import type { LayerPiece } from './layer-pieces.ts'
 
@@ -74,7 +74,10 @@ export class FramesUnderway implements AsyncDisposable {
     const entries = this.#gathered
     this.#gathered = []
     this.#gatheredBytes = 0
-    const groups = entries.map(({ pieces }) => pieces.map(({ bytes }) => bytes))
+    const groups = entries.map(({ pieces }) => ({
+      pieces: pieces.map(({ bytes }) => bytes),
+      level: levelOf(pieces),
+    }))
     const frames = this.#threads.compress(groups)
     for (const [position, entry] of entries.entries()) {
       entry.frames = frames.then((all) => all[position] ?? [])
@@ -90,5 +93,11 @@ function inline(pieces: readonly LayerPiece[]): GroupFrame[] {
   return compressGroup(
     only !== undefined && more.length === 0 ? only : Buffer.concat(bytes),
     bytes.map(({ length }) => length),
+    levelOf(pieces),
   )
+}
+
+/** No group holds both what a start reads and what it does not. */
+function levelOf(pieces: readonly LayerPiece[]): number {
+  return pieces.some(({ content }) => content?.isRead === true) ? START_ZSTD_LEVEL : ZSTD_LEVEL
 }
