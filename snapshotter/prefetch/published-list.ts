@@ -1,9 +1,12 @@
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
+import { openIpfsImage } from '../dag/open-ipfs-image.ts'
+import { readPlainDirectory } from '../dag/plain-directory.ts'
 import { UnixfsFile } from '../dag/unixfs-file.ts'
-import { listUnixfsDirectory, resolveUnixfsPath } from '../dag/unixfs-path.ts'
+import { resolveUnixfsPath } from '../dag/unixfs-path.ts'
 import { ImageError } from '../errors.ts'
 import type { Digest } from '../oci/digest.ts'
+import { isTagOfArtifact } from '../oci/reference.ts'
 import { addFilesBeside } from '../publish/add-files-beside.ts'
 import type { BlockSink } from '../publish/import-image.ts'
 import { findStartBlocks } from './find-start-blocks.ts'
@@ -29,8 +32,13 @@ import {
 /** Beside `manifests` and `blobs` in an image's directory: lists, each under the digest of the manifest that it is for. */
 const PREFETCH_DIRECTORY = 'prefetch'
 
-/** There as well, not in a directory, which would be a round trip more: what such a start wants, as `start-<manifest digest>` with a suffix. */
-const START_NAME = /^start-(?<manifest>\S+)\.(?<kind>blocks|car)$/
+/**
+ * What such a start wants lies there as well, not in a directory, which would be a round trip more: `start.blocks` and `start.car` of
+ * the only manifest of an image, `start-<manifest digest>.…` of one of several.
+ */
+function startName(manifest: Digest | undefined): string {
+  return manifest === undefined ? 'start' : `start-${manifest}`
+}
 
 /**
  * The list that was published with an image; undefined if there is none. Rejects with LayerError if it is malformed or hostile,
@@ -58,22 +66,20 @@ export type PublishedStart = {
   readonly nodes: CID | undefined
 }
 
-/** Of a manifest, or, without one, of the only one of which anything is said. Rejects as BlockSource.get. */
+/**
+ * Of a manifest, or of the only one that the image has; before it is known which manifest is wanted, of the latter alone. Rejects as
+ * BlockSource.get.
+ */
 export async function findPublishedStart(
   root: CID,
   manifest: Digest | undefined,
   blocks: BlockSource,
   request: BlockRequest,
 ): Promise<PublishedStart> {
-  const found = (await listUnixfsDirectory(root, blocks, request)).flatMap(({ name, cid }) => {
-    const groups = START_NAME.exec(name)?.groups
-    return groups === undefined ? [] : [{ of: groups['manifest'], kind: groups['kind'], cid }]
-  })
-  const [only, ...others] = new Set(found.map(({ of }) => of))
-  const wanted = manifest ?? (others.length === 0 ? only : undefined)
-  const cidOf = (kind: string): CID | undefined =>
-    found.find((each) => each.of === wanted && each.kind === kind)?.cid
-  return { blocks: cidOf('blocks'), nodes: cidOf('car') }
+  const names = await readPlainDirectory(root, blocks, request)
+  const cidOf = (suffix: string): CID | undefined =>
+    (names?.get(startName(manifest) + suffix) ?? names?.get(startName(undefined) + suffix))?.cid
+  return { blocks: cidOf('.blocks'), nodes: cidOf('.car') }
 }
 
 /** The blocks that a start wants. Rejects as `decodeStartBlocks` and BlockSource.get. */
@@ -118,15 +124,32 @@ export async function addPublishedLists(
   const request = { priority: 'foreground', signal } as const
   const files = new Map<string, Uint8Array>()
   const starts = new Map<string, Uint8Array>()
+  const only = await onlyManifest(root, blocks, request)
   for (const [manifest, list] of lists) {
     const start = await findStartBlocks({ root, manifest }, list, { blocks, request })
     files.set(manifest, encodePrefetchList(list))
-    starts.set(`start-${manifest}.blocks`, encodeStartBlocks(start.blocks))
-    starts.set(`start-${manifest}.car`, await encodeStartNodes(start.nodes))
+    const name = startName(manifest === only ? undefined : manifest)
+    starts.set(`${name}.blocks`, encodeStartBlocks(start.blocks))
+    starts.set(`${name}.car`, await encodeStartNodes(start.nodes))
   }
   const beside = [
     { directory: PREFETCH_DIRECTORY, files },
     { directory: undefined, files: starts },
   ]
   return addFilesBeside(root, beside, { blocks, sink }, request)
+}
+
+/** The manifest that every tag of the image leads to, signatures and the like aside; undefined if there are several. */
+async function onlyManifest(
+  root: CID,
+  blocks: BlockSource,
+  request: BlockRequest,
+): Promise<Digest | undefined> {
+  const image = await openIpfsImage(root, blocks, request)
+  const digests = new Set<Digest>()
+  for (const tag of await image.tags(request)) {
+    if (!isTagOfArtifact(tag)) digests.add((await image.manifest(tag, request)).digest)
+  }
+  const [only, ...others] = digests
+  return others.length === 0 ? only : undefined
 }

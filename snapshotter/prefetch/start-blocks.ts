@@ -87,13 +87,14 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
 
   /**
    * The image under `root` is being pulled: begins to fetch what its publisher says a start of this manifest wants; returns at once.
-   * Without a manifest, what it says of the only one there is.
+   * Before the manifest is known, only what it says of an image that has no other.
    */
   begin(root: CID, manifest?: Digest): void {
     if (this.#closing.signal.aborted) return
     const work = this.#begin(root, manifest)
       .catch((error: unknown) => {
-        if (this.#closing.signal.aborted) return
+        // A root that cannot be read is what the pull itself will tell.
+        if (this.#closing.signal.aborted || error instanceof CodedError) return
         const image = root.toString()
         const reason = error instanceof Error ? error.message : String(error)
         this.#parts.log.warn(

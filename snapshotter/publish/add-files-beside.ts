@@ -1,8 +1,6 @@
-import { decode } from '@ipld/dag-pb'
 import type { CID } from 'multiformats/cid'
 import type { BlockRequest, BlockSource } from '../block-source.ts'
-import { readBlock } from '../dag/read-block.ts'
-import { DAG_PB, decodeUnixfsNode } from '../dag/unixfs-node.ts'
+import { readPlainDirectory } from '../dag/plain-directory.ts'
 import { ImageError } from '../errors.ts'
 import { type BlockSink, type ImportedNode, importBlob, writeDirectory } from './import-image.ts'
 
@@ -47,16 +45,13 @@ async function readDirectory(
   blocks: BlockSource,
   request: BlockRequest,
 ): Promise<Map<string, ImportedNode>> {
-  const block = await readBlock(blocks, cid, request)
-  if (cid.code !== DAG_PB || decodeUnixfsNode(cid, block).kind !== 'directory') {
-    throw new ImageError(
-      'UNIMPLEMENTED',
-      `${cid.toString()} is not a directory of one block: push the image again with ipdr push`,
-      { cid: cid.toString() },
-    )
-  }
-  const { Links } = decode(block)
-  return new Map(Links.map(({ Name = '', Hash, Tsize = 0 }) => [Name, { cid: Hash, size: Tsize }]))
+  const names = await readPlainDirectory(cid, blocks, request)
+  if (names !== undefined) return names
+  throw new ImageError(
+    'UNIMPLEMENTED',
+    `${cid.toString()} is not a directory of one block: push the image again with ipdr push`,
+    { cid: cid.toString() },
+  )
 }
 
 async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array, void> {

@@ -13,6 +13,8 @@ import { cidOf, MemoryBlocks } from '../../support/memory-blocks.ts'
 const { signal } = new AbortController()
 const request = { priority: 'foreground', signal } as const
 const MIB = 1024 * 1024
+/** The name under which the start of an image's only manifest is found. */
+const ONLY = 'only'
 const MANIFEST = digestOf(Buffer.from('a manifest'))
 
 /** Blocks of an image beside which lists stand, by the manifest that they are for. */
@@ -22,7 +24,7 @@ async function imageWith(
 ): Promise<{ blocks: MemoryBlocks; root: CID; leaves: CID[] }> {
   const blocks = new MemoryBlocks()
   const files = Object.entries(lists).map(([name, bytes]) => [
-    name.includes('.') ? name : `start-${name}.blocks`,
+    name.includes('.') ? name : `${name === ONLY ? 'start' : `start-${name}`}.blocks`,
     bytes,
   ])
   const root = await blocks.addDirectory({
@@ -100,8 +102,8 @@ describe('what an image says its start wants', () => {
     expect(CIDS.map((cid) => timesAsked(blocks, cid))).toEqual([0, 0, 0, 1, 1, 1])
   })
 
-  test('is found without the manifest if there is one list, and is fetched once however often the image is named', async () => {
-    const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...CIDS) }, LEAVES)
+  test('is found without the manifest if the image has no other, and is fetched once however often it is named', async () => {
+    const { blocks, root } = await imageWith({ [ONLY]: listOf(...CIDS) }, LEAVES)
     const { starts } = open(blocks)
     starts.begin(root)
     starts.begin(root, MANIFEST)
@@ -111,7 +113,7 @@ describe('what an image says its start wants', () => {
     expect(CIDS.map((cid) => timesAsked(blocks, cid))).toEqual([1, 1, 1, 1, 1, 1])
   })
 
-  test('waits for the manifest if there are several lists', async () => {
+  test('is that of the manifest if the image has several, and waits until that is known', async () => {
     const other = digestOf(Buffer.from('another'))
     const lists = { [MANIFEST]: listOf(...CIDS.slice(0, 2)), [other]: listOf(...CIDS.slice(2)) }
     const { blocks, root } = await imageWith(lists, LEAVES)
@@ -220,6 +222,14 @@ describe('a list of blocks', () => {
     expect(Buffer.from(await starts.get(CIDS[0] as CID, request))).toEqual(LEAVES[0])
     expect(log.sentences).toHaveLength(1)
     expect(log.sentences[0]).toMatch(/its start wants, bafk\w+, is not fetched ahead: block bafk/)
+  })
+
+  test('of a root that is no directory, or that nobody has, is the business of whoever pulls it', async () => {
+    const blocks = new MemoryBlocks()
+    const { starts, log } = open(blocks)
+    for (const root of [await blocks.addFile(Buffer.from('a file')), BLOB]) starts.begin(root)
+    await starts[Symbol.asyncDispose]()
+    expect(log.sentences).toEqual([])
   })
 
   test('that is not there is no matter', async () => {
