@@ -6,7 +6,10 @@ import { create } from 'multiformats/hashes/digest'
 import { expect, onTestFinished, test, vi } from 'vitest'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import type { ListedRange, PrefetchList } from '../../../snapshotter/prefetch/prefetch-list.ts'
-import { addPublishedLists } from '../../../snapshotter/prefetch/published-list.ts'
+import {
+  addPublishedLists,
+  findPublishedStart,
+} from '../../../snapshotter/prefetch/published-list.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { makeTar, type TarPart } from '../../support/make-tar.ts'
 import { MemoryBlocks } from '../../support/memory-blocks.ts'
@@ -342,6 +345,28 @@ test('of an image that was built anew, what the one before has brought is not as
     .filter((cid) => (blocks.blocks.get(cid)?.length ?? 0) > 100_000)
   expect(again).toEqual([])
   expect(node.reusedBytes).toBeGreaterThanOrEqual(300_000)
+})
+
+test('of an image whose layers are here nothing is fetched ahead', async () => {
+  const blocks = new MemoryBlocks()
+  const image = await withList(blocks, await pushTars(blocks, [BASE]), {
+    layers: [{ diffId: digestOf(BASE), layerSize: BASE.length }],
+    ranges: [range({})],
+  })
+  const request = { priority: 'foreground', signal } as const
+  const start = await findPublishedStart(image.root, undefined, blocks, request)
+  const node = await openNode(blocks)
+  const isAsked = (): boolean => blocks.asked.includes(String(start.blocks))
+  blocks.asked.length = 0
+  await node.pull(image)
+  await prefetched(node)
+  expect(isAsked()).toBe(true)
+  await node.stop()
+  await node.start(blocks)
+  blocks.asked.length = 0
+  await node.pull(image)
+  expect(blocks.asked).toContain(image.root.toString())
+  expect(isAsked()).toBe(false)
 })
 
 test('the list of the image before it is good for one that was built anew, where files are unchanged', async () => {
