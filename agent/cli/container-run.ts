@@ -1,7 +1,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { createInterface } from 'node:readline'
-import { setTimeout } from 'node:timers/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { connect } from '../../proto/client.ts'
 import { criImageContract } from '../../proto/load.ts'
@@ -28,7 +28,7 @@ export type RunEnd =
   /** It wrote the line that was waited for, or ran for as long as it may. It still runs. */
   | { readonly kind: 'ready' | 'timeout' }
 
-/** Between two questions whether a server answers, in ms: a tenth of what is learned from its start at most. */
+/** Between two questions whether a server answers, in ms: so that little of what follows the first answer is recorded. */
 const ASK_MS = 50
 
 const run = promisify(execFile)
@@ -113,7 +113,7 @@ export class ContainerRun implements AsyncDisposable {
     signal.throwIfAborted()
     const { promise: timeout, resolve } = Promise.withResolvers<RunEnd>()
     const { promise: aborted, reject } = Promise.withResolvers<never>()
-    const timer = globalThis.setTimeout(() => resolve({ kind: 'timeout' }), timeoutMs)
+    const timer = setTimeout(() => resolve({ kind: 'timeout' }), timeoutMs)
     const abort = (): void => reject(signal.reason)
     signal.addEventListener('abort', abort, { once: true })
     try {
@@ -128,7 +128,7 @@ export class ContainerRun implements AsyncDisposable {
     const { pid, exitCode, signalCode } = this.#process
     if (pid === undefined || exitCode !== null || signalCode !== null) return
     await this.#kill('SIGTERM')
-    const timer = globalThis.setTimeout(() => void this.#kill('SIGKILL'), STOP_GRACE_MS)
+    const timer = setTimeout(() => void this.#kill('SIGKILL'), STOP_GRACE_MS)
     await this.#exited
     clearTimeout(timer)
   }
@@ -146,12 +146,12 @@ export class ContainerRun implements AsyncDisposable {
     while (!ended.signal.aborted) {
       // Before it listens nobody answers, and no first answer is waited for longer than the command says.
       const answer = await fetch(url, { signal: ended.signal }).catch(() => undefined)
-      await answer?.body?.cancel()
+      await answer?.body?.cancel().catch(() => undefined)
       if (answer?.ok === true) {
         this.#ready.resolve({ kind: 'ready' })
         return
       }
-      await setTimeout(ASK_MS, undefined, { signal: ended.signal }).catch(() => undefined)
+      await sleep(ASK_MS, undefined, { signal: ended.signal }).catch(() => undefined)
     }
   }
 

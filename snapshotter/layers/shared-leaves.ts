@@ -2,6 +2,7 @@ import { rmSync } from 'node:fs'
 import { DatabaseSync, type StatementSync } from 'node:sqlite'
 import type { CID } from 'multiformats/cid'
 import type { BlobStore } from '../blobs/blob-store.ts'
+import type { LayerFile } from '../blobs/layer-file.ts'
 import type { UnitCoding } from '../blobs/layer-map.ts'
 import type { UnitSource } from '../blobs/layer-source.ts'
 import { unitCount, unitRange } from '../blobs/shared-units.ts'
@@ -91,14 +92,9 @@ export class SharedLeaves implements Disposable {
   isHere(leaf: CID): boolean {
     if (!this.#db.isOpen) return false
     return Object.values(codings).some((coding) =>
-      this.#find.all(leaf.bytes, coding).some(({ layer, unit }) => {
-        const file = this.#store.get(fuseInode(Number(layer)))?.file
-        return (
-          file !== undefined &&
-          Number(unit) < file.units.starts.length - 1 &&
-          file.has(Number(unit))
-        )
-      }),
+      this.#find
+        .all(leaf.bytes, coding)
+        .some(({ layer, unit }) => this.#fileWith(Number(layer), Number(unit)) !== undefined),
     )
   }
 
@@ -139,9 +135,8 @@ export class SharedLeaves implements Disposable {
     into: Uint8Array | undefined,
   ): Promise<Uint8Array | undefined> {
     const units = this.#layers.get(layer)
-    const file = this.#store.get(fuseInode(layer))?.file
+    const file = this.#fileWith(layer, unit)
     if (units === undefined || file === undefined) return undefined
-    if (unit >= unitCount(units.map.starts) || !file.has(unit)) return undefined
     const range = unitRange(units.map, unit)
     // The row may speak of a map that this layer had before it was lost and made again.
     const isSame = units.map.coding === wanted.coding && range.end - range.start === wanted.bytes
@@ -150,6 +145,13 @@ export class SharedLeaves implements Disposable {
     if ((await file.check(unit)) !== 'sound') return undefined
     const copy = into ?? Buffer.allocUnsafeSlow(wanted.bytes)
     return (await file.readPresent(range, copy)) ? copy : undefined
+  }
+
+  /** The file of a layer that is held, if it has this unit. */
+  #fileWith(layer: number, unit: number): LayerFile | undefined {
+    const file = this.#store.get(fuseInode(layer))?.file
+    if (file === undefined || unit >= unitCount(file.units.starts)) return undefined
+    return file.has(unit) ? file : undefined
   }
 
   async #learn(layer: number, units: LeafUnits, coding: number): Promise<void> {

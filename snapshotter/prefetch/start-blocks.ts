@@ -38,7 +38,7 @@ type Parts = {
 }
 
 /** What is still to be fetched of one image's list, by CID. */
-type Wanted = Map<string, CID>
+type Wanted = Map<string, StartBlock>
 
 /**
  * Blocks as `blocks` gives them, but those that an image's publisher says a start wants are fetched as soon as the image is named,
@@ -154,9 +154,8 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
   }
 
   async #fetchAll(blocks: readonly StartBlock[], request: BlockRequest): Promise<void> {
-    const wanted: Wanted = new Map()
-    for (const block of blocks) if (this.#isWanted(block)) wanted.set(keyOf(block.cid), block.cid)
-    if (wanted.size === 0) return
+    if (blocks.length === 0) return
+    const wanted: Wanted = new Map(blocks.map((block) => [keyOf(block.cid), block]))
     this.#lists.add(wanted)
     this.#stayAwake()
     try {
@@ -176,11 +175,12 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
   async #fetch(wanted: Wanted, request: BlockRequest): Promise<void> {
     let failedInRow = 0
     const work = async (): Promise<void> => {
-      for (const [key, cid] of wanted) {
+      for (const [key, block] of wanted) {
         wanted.delete(key)
+        if (!this.#isWanted(block)) continue
         this.#underway.add(key)
         try {
-          const bytes = await this.#parts.blocks.get(cid, request)
+          const bytes = await this.#parts.blocks.get(block.cid, request)
           // Somebody who has come meanwhile has it, or all of this is over.
           if (this.#underway.has(key)) this.#hold(key, bytes)
           failedInRow = 0

@@ -22,15 +22,12 @@ export async function addFilesBeside(
   request: BlockRequest,
 ): Promise<CID> {
   const image = await readDirectory(root, blocks, request)
+  const namesIn = async (before: ImportedNode | undefined): Promise<Map<string, ImportedNode>> =>
+    before === undefined ? new Map() : readDirectory(before.cid, blocks, request)
   for (const { directory, files } of beside) {
-    const before = directory === undefined ? undefined : image.get(directory)
-    const names =
-      before === undefined
-        ? new Map<string, ImportedNode>()
-        : await readDirectory(before.cid, blocks, request)
-    const written = directory === undefined ? image : names
+    const names = directory === undefined ? image : await namesIn(image.get(directory))
     for (const [name, bytes] of files) {
-      written.set(name, await importBlob(once(bytes), 'kubo', sink, request.signal))
+      names.set(name, await importBlob(once(bytes), 'kubo', sink, request.signal))
     }
     if (directory !== undefined) {
       image.set(directory, await writeDirectory(names, sink, request.signal))

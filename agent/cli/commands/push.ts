@@ -194,7 +194,6 @@ async function pushInto(
   const { tag, source: name, optimize, encryption, compact } = values
   const { BlockRepository } = await import('../../ipfs/repository.ts')
   const { pushImage } = await import('../../../snapshotter/publish.ts')
-  const { startReadsOf } = await import('../../../snapshotter/optimize.ts')
   await mkdir(directory, { recursive: true, mode: 0o755 })
   await using repository = await BlockRepository.open(directory)
   // Before the work: a list that is not there is found out at once.
@@ -205,7 +204,7 @@ async function pushInto(
     signal,
     tag,
     compact,
-    startReads: lists && startReadsOf(lists),
+    startReads: lists && (await import('../../../snapshotter/optimize.ts')).startReadsOf(lists),
     ...(encryption === undefined ? {} : { encryption }),
     onProgress: ({ digest, doneBytes, totalBytes }) => {
       if (totalBytes < SHOWN_BYTES_MIN) return

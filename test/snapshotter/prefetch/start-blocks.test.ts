@@ -102,6 +102,35 @@ describe('what an image says its start wants', () => {
     expect(CIDS.map((cid) => timesAsked(blocks, cid))).toEqual([0, 0, 0, 1, 1, 1])
   })
 
+  test('comes only when the small blocks that lead to it are here', async () => {
+    const nodes = [{ cid: CIDS[0] as CID, bytes: LEAVES[0] ?? Buffer.alloc(0) }]
+    const car = await encodeStartNodes(nodes)
+    const { blocks, root } = await imageWith(
+      { [MANIFEST]: listOf(...CIDS.slice(1)), [`start-${MANIFEST}.car`]: car },
+      LEAVES,
+    )
+    const { starts } = open(blocks)
+    const [gate, isAsked] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+    const get = blocks.get.bind(blocks)
+    let listsCame = 0
+    vi.spyOn(blocks, 'get').mockImplementation(async (cid, asked) => {
+      if (cid.equals(cidOf(car))) {
+        isAsked.resolve()
+        await gate.promise
+      }
+      const block = await get(cid, asked)
+      if (cid.equals(cidOf(listOf(...CIDS.slice(1))))) listsCame += 1
+      return block
+    })
+    starts.begin(root, MANIFEST)
+    await isAsked.promise
+    await vi.waitFor(() => expect(listsCame).toBe(1))
+    for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve))
+    expect(CIDS.map((cid) => timesAsked(blocks, cid))).toEqual([0, 0, 0, 0, 0, 0])
+    gate.resolve()
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(6000))
+  })
+
   test('is found without the manifest if the image has no other, and is fetched once however often it is named', async () => {
     const { blocks, root } = await imageWith({ [ONLY]: listOf(...CIDS) }, LEAVES)
     const { starts } = open(blocks)
