@@ -113,7 +113,7 @@ async function readUpTo(
 
 /**
  * Writes the image under `root` again with lists beside it, by manifest digest, and with what blocks these starts want; those of other
- * manifests stay. Nothing but two directories and the lists is written: no manifest, no digest changes. Resolves to the new
+ * manifests stay. Nothing but two directories and these files is written: no manifest, no digest changes. Resolves to the new
  * root. Rejects as `addFilesBeside` and `findStartBlocks`.
  */
 export async function addPublishedLists(
