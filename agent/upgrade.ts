@@ -76,7 +76,8 @@ async function status(
 function isAgent(pid: number): boolean {
   if (pid <= 1) return false
   try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('agent/main.ts')
+    // As it is built, and as a source.
+    return /ipdr-agent\.js|agent\/main\.ts/.test(readFileSync(`/proc/${pid}/cmdline`, 'utf8'))
   } catch {
     return false
   }

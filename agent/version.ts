@@ -1,4 +1,9 @@
-import packageFile from '../package.json' with { type: 'json' }
+import { readFileSync } from 'node:fs'
 
 /** The version of this agent. */
-export const version: string = packageFile.version
+export const version: string = readVersion()
+
+function readVersion(): string {
+  const text = readFileSync(new URL('../package.json', import.meta.url), 'utf8')
+  return (JSON.parse(text) as { version: string }).version
+}

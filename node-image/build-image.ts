@@ -1,7 +1,8 @@
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
+import { join, relative } from 'node:path'
+import { buildProgram, LEFT_OUTSIDE } from './build-program.ts'
 import { debianBase } from './image/debian-base.ts'
 import type { LayerEntry } from './image/layer-entry.ts'
 import { npmPackages } from './image/npm-packages.ts'
@@ -12,8 +13,8 @@ import { writeLayout } from './image/write-layout.ts'
 const ROOT = join(import.meta.dirname, '..')
 /** Where the agent lies in the image. */
 const HOME = 'opt/ipdr-agent'
-/** What of the sources is in it; of node-image, what `ipdr-agent host-setup` writes to a node. */
-const SOURCES = ['agent', 'snapshotter', 'proto', 'node-image/containerd']
+/** What of the tree is in it beside the programs: how they are started, what they read, and what `ipdr-agent host-setup` writes to a node. */
+const FOLDERS = ['agent/cli/bin', 'proto', 'node-image/containerd']
 const FILES = ['package.json', 'LICENSE']
 /** Of every file: what does not change from one commit to the next keeps its digest, and is not moved again. */
 const LAYER_TIME = new Date(0)
@@ -36,13 +37,15 @@ export async function buildImage(
 ): Promise<AgentImage> {
   const build = join(ROOT, 'build')
   mkdirSync(build, { recursive: true })
+  progress('programs …')
+  const program = await buildProgram()
   progress('packages of Debian and of npm …')
   const kept = (name: string, recipe: string): string =>
     join(build, `image-${name}-${hashOf(readFileSync(join(ROOT, recipe)))}`)
   const { entries: debian, packages } = debianBase(
     kept('debian', 'node-image/image/debian-base.ts'),
   )
-  const npm = npmPackages(ROOT, kept('npm', 'package-lock.json'))
+  const npm = npmPackages(ROOT, { dir: kept('npm', 'package-lock.json'), of: LEFT_OUTSIDE })
   const created = createdAt()
   const partial = `${dir}.partial`
   rmSync(partial, { recursive: true, force: true })
@@ -55,7 +58,7 @@ export async function buildImage(
     ['debian', debian],
     ['node', under(nodeProgram())],
     ['npm', under(npm)],
-    ['agent', [...under(sources()), ...programs()]],
+    ['agent', [...under(ownFiles(program)), ...links()]],
   ]
   const layers = await Promise.all(
     contents.map(([name, entries]) => writeLayer(name, entries, { blobs, mtime: LAYER_TIME })),
@@ -92,14 +95,16 @@ function nodeProgram(): LayerEntry[] {
   return treeEntries(join(ROOT, 'node_modules/node/bin'), { under: 'node_modules/node/bin' })
 }
 
-function sources(): LayerEntry[] {
+function ownFiles(program: string): LayerEntry[] {
+  const isWanted = (path: string): boolean => !path.endsWith('.ts')
   return [
-    ...SOURCES.flatMap((folder) => treeEntries(join(ROOT, folder), { under: folder })),
+    ...treeEntries(program, { under: relative(ROOT, program) }),
+    ...FOLDERS.flatMap((folder) => treeEntries(join(ROOT, folder), { under: folder, isWanted })),
     ...FILES.map((path) => ({ kind: 'file', path, mode: 0o644, from: join(ROOT, path) }) as const),
   ]
 }
 
-function programs(): LayerEntry[] {
+function links(): LayerEntry[] {
   return PROGRAMS.map((name) => ({
     kind: 'link',
     path: `usr/local/bin/${name}`,

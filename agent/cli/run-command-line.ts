@@ -1,5 +1,5 @@
 import { setMaxListeners } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { version } from '../version.ts'
 import { parseCommandLine } from './command-line.ts'
 import { EXIT_CODES, type ExitCode } from './exit-codes.ts'
 import { describeFailure, Interrupted } from './failure.ts'
@@ -22,7 +22,7 @@ export async function runCommandLine(): Promise<ExitCode> {
   process.once('uncaughtException', (error) => process.exit(report(error, stop.signal)))
   try {
     const invocation = await parseCommandLine(process.argv.slice(2), {
-      version: packageVersion(),
+      version,
       env: process.env,
       columns: process.stdout.isTTY ? process.stdout.columns : undefined,
     })
@@ -60,9 +60,4 @@ function leaveUnwritten(error: NodeJS.ErrnoException): never {
   if (error.code === 'EPIPE') process.exit(EXIT_CODES.brokenPipe)
   process.stderr.write(`ipdr: the answer cannot be written: ${error.message}\n`)
   process.exit(EXIT_CODES.failure)
-}
-
-function packageVersion(): string {
-  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
-  return (JSON.parse(text) as { version: string }).version
 }

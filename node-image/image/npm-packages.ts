@@ -17,16 +17,19 @@ const UNWANTED =
   /\.(?:[cm]?ts|tsx|map|flow|md|markdown|tsbuildinfo)$|\/musl_[^/]+\/|\/koffi\/(?:vendor|doc)\//
 
 /**
- * The npm packages that the agent's sources need, as package-lock.json has them, below node_modules/. The first call has npm install
- * them in `dir`, with their checksums checked and no script of theirs run; later ones find them there.
+ * The npm packages `of` and what they need, as package-lock.json has them, below node_modules/. The first call has npm install all
+ * in `dir`, with their checksums checked and no script of theirs run; later ones find them there.
  *
  * npm takes packages along that others only would like beside themselves, as compilers: what no chain of dependencies leads to stays away.
  */
-export function npmPackages(root: string, dir: string): LayerEntry[] {
+export function npmPackages(
+  root: string,
+  { dir, of }: { readonly dir: string; readonly of: readonly string[] },
+): LayerEntry[] {
   const lock = JSON.parse(readFileSync(join(root, 'package-lock.json'), 'utf8')) as Lock
   if (!existsSync(dir)) install(root, dir)
   // Optional ones may be for another machine, and are not there.
-  const there = [...neededPackages(lock)].filter((path) => existsSync(join(dir, path)))
+  const there = [...neededPackages(lock, of)].filter((path) => existsSync(join(dir, path)))
   return there.toSorted().flatMap((path) =>
     treeEntries(join(dir, path), {
       under: path,
@@ -54,19 +57,19 @@ function install(root: string, dir: string): void {
   keepFirst(partial, dir)
 }
 
-/** Folders of the packages that the root depends on, and they on others, by Node's own way of looking upwards. */
-export function neededPackages({ packages }: Lock): ReadonlySet<string> {
+/** Folders of the packages `of` and of those they depend on, by Node's own way of looking upwards. */
+export function neededPackages({ packages }: Lock, of: readonly string[]): ReadonlySet<string> {
   const needed = new Set<string>()
-  const follow = (from: string): void => {
-    const { dependencies, optionalDependencies } = packages[from] ?? {}
-    for (const name of Object.keys({ ...dependencies, ...optionalDependencies })) {
+  const need = (from: string, names: readonly string[]): void => {
+    for (const name of names) {
       const path = resolve(packages, from, name)
       if (path === undefined || needed.has(path)) continue
       needed.add(path)
-      follow(path)
+      const { dependencies, optionalDependencies } = packages[path] ?? {}
+      need(path, Object.keys({ ...dependencies, ...optionalDependencies }))
     }
   }
-  follow('')
+  need('', of)
   return needed
 }
 

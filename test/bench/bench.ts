@@ -2,6 +2,7 @@ import { loadavg } from 'node:os'
 import { parseArgs } from 'node:util'
 import { Output } from '../../agent/cli/output.ts'
 import { table } from '../../agent/cli/table.ts'
+import { buildProgram } from '../../node-image/build-program.ts'
 import { buildDemoImage } from '../support/images/demo-image.ts'
 import type { BenchContext, Measurement } from './bench-context.ts'
 import { BenchPublisher } from './bench-node.ts'
@@ -65,6 +66,7 @@ async function main(): Promise<number> {
   const chosen = MEASUREMENTS.filter(({ names, isLong = false }) =>
     only.length === 0 ? !isLong : names.some((name) => isChosen(name, only)),
   )
+  await buildProgram()
   const load = { before: loadavg() }
   const { figures, failures } = await measure(chosen, options)
   const shown = figures.filter(({ name }) => only.length === 0 || isChosen(name, only))

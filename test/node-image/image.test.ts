@@ -95,7 +95,7 @@ test('two entries of one name are an error, not a matter of chance', () => {
 
 test('of npm packages stays what dependencies lead to, each in the version that its user finds', () => {
   const packages = {
-    '': { dependencies: { a: '1' }, devDependencies: { tool: '1' } },
+    '': { dependencies: { a: '1', other: '1' } },
     'node_modules/a': {
       dependencies: { '@s/b': '1', c: '2' },
       peerDependencies: { compiler: '1' },
@@ -105,9 +105,9 @@ test('of npm packages stays what dependencies lead to, each in the version that 
     'node_modules/c': {},
     'node_modules/native': {},
     'node_modules/compiler': {},
-    'node_modules/tool': {},
+    'node_modules/other': {},
   }
-  expect([...neededPackages({ packages })].toSorted()).toEqual([
+  expect([...neededPackages({ packages }, ['a'])].toSorted()).toEqual([
     'node_modules/@s/b',
     'node_modules/a',
     'node_modules/a/node_modules/c',

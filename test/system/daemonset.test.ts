@@ -223,8 +223,8 @@ describe.each(Object.entries(PROFILES))('%s', (_, profile) => {
   test('the agent from its image serves a pod from IPFS, with the capabilities of the manifest and no others', async () => {
     const image = await publishImage(1)
     const agent = await startAgentPod()
-    expect(capabilitiesOf('agent/main.ts\0--config')).toEqual(agentCapabilities().toSorted())
-    expect(capabilitiesOf('agent/main.ts\0untaint')).toEqual([])
+    expect(capabilitiesOf('ipdr-agent.js\0--config')).toEqual(agentCapabilities().toSorted())
+    expect(capabilitiesOf('ipdr-agent.js\0untaint')).toEqual([])
     const user = await startUserPod(image.name)
     expect(isMounted(join(scratch.run, 'agent/files'))).toBe(true)
     await cri.removePodSandbox(user.pod)

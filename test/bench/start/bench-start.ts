@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
+import { buildProgram } from '../../../node-image/build-program.ts'
 import { parseStartOptions, type StartOptions, USAGE } from './options.ts'
 
 // `make bench-start`: how long until a container is ready, for us and for others, behind links of several kinds.
@@ -27,8 +28,9 @@ async function main(): Promise<number> {
   return code ?? EXIT.failure
 }
 
-/** Makes all that needs the world's network: images from packages, programs of others. */
+/** Makes our own programs, and all that needs the world's network: images from packages, programs of others. */
 async function prepare({ cells }: StartOptions): Promise<void> {
+  await buildProgram()
   const say = (line: string): void => console.error(`       ${line}`)
   for (const workload of new Set(cells.map(({ workload }) => workload))) await workload.build(say)
   for (const arm of new Set(cells.flatMap(({ arms }) => arms))) await arm.prepare?.()
