@@ -1,4 +1,5 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { stripTypeScriptTypes } from 'node:module'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { setTimeout } from 'node:timers/promises'
@@ -168,7 +169,10 @@ async function serviceImage(dir: string, seed: number): Promise<OciLayout> {
 
 /** What has the data worker of an agent record its event loop into a folder, from `beginRecording` on. */
 function recording(folder: string): Record<string, string> {
-  const recorder = join(import.meta.dirname, 'event-loop-recorder.ts')
+  const recorder = join(folder, 'event-loop-recorder.mjs')
+  // Types would be stripped in the worker, and in each of its threads, which takes 15 MiB each time.
+  const source = readFileSync(join(import.meta.dirname, 'event-loop-recorder.ts'), 'utf8')
+  writeFileSync(recorder, stripTypeScriptTypes(source))
   return { NODE_OPTIONS: `--import=${recorder}`, IPDR_EVENT_LOOP_DIR: folder }
 }
 
