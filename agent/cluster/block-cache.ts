@@ -1,9 +1,10 @@
-import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { CID } from 'multiformats/cid'
 import { BlockError } from '../../snapshotter/errors.ts'
 import type { Log } from '../../snapshotter/log.ts'
-import { verifyBlock } from '../../snapshotter/oci/verify-block.ts'
+import { verifyBlockAside } from '../../snapshotter/oci/verify-block.ts'
+import { readBlockFile } from '../ipfs/block-file.ts'
 
 /** Blocks kept, whatever their size. 65,536 files: some 20 MB of this process to know them all. */
 const BLOCKS_MAX = 65_536
@@ -78,15 +79,17 @@ export class BlockCache implements AsyncDisposable {
     const name = nameOf(cid)
     if (!this.#sizes.has(name)) return undefined
     try {
-      const block = await readFile(join(this.#directory, name))
-      verifyBlock(cid, block)
-      return block
+      const block = await readBlockFile(join(this.#directory, name))
+      if (block !== undefined) {
+        await verifyBlockAside(cid, block)
+        return block
+      }
     } catch (error) {
-      // Its file may have had to go, or the disk cannot read it.
+      // The disk cannot read it, or changed it.
       if (error instanceof BlockError) this.#onDamaged(cid)
-      await this.#remove(name)
-      return undefined
     }
+    await this.#remove(name)
+    return undefined
   }
 
   /** Keeps a block, unless the disk is too slow for it. `block` may not change until this resolves, which it always does. */

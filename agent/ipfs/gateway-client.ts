@@ -2,7 +2,7 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { CID } from 'multiformats/cid'
 import { type buildConnector, type Dispatcher, Pool } from 'undici'
 import { BlockError, CodedError } from '../../snapshotter/errors.ts'
-import { verifyBlock } from '../../snapshotter/oci/verify-block.ts'
+import { verifyBlockAside } from '../../snapshotter/oci/verify-block.ts'
 import {
   abortedGet,
   BLOCK_BYTES_MAX,
@@ -83,7 +83,7 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
     this.#pool.dispatch({ method: 'GET', path, headers }, response)
     try {
       const bytes = await promise
-      verifyBlock(cid, bytes)
+      await verifyBlockAside(cid, bytes)
       this.health.succeeded(performance.now() - startedMs)
       return bytes
     } catch (error) {

@@ -1,6 +1,7 @@
 import { Readable } from 'node:stream'
 import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify'
 import type { CID } from 'multiformats/cid'
+import type { BlockMemory } from '../../snapshotter/block-source.ts'
 import { CodedError } from '../../snapshotter/errors.ts'
 import type { Log } from '../../snapshotter/log.ts'
 import { parseCid } from '../../snapshotter/oci/parse-cid.ts'
@@ -8,8 +9,10 @@ import { inlineBlock } from '../../snapshotter/oci/verify-block.ts'
 import { readDagLinks } from './dag-links.ts'
 import { writeCar } from './write-car.ts'
 
-/** Where a gateway takes its blocks from; undefined is "not here". */
-export type GatewayBlocks = { get(cid: CID): Promise<Uint8Array | undefined> }
+/** Where a gateway takes its blocks from, into `memory` if that is given; undefined is "not here". */
+export type GatewayBlocks = {
+  get(cid: CID, memory?: BlockMemory): Promise<Uint8Array | undefined>
+}
 
 /** Answers being made at once. 64 blocks of 2 MiB are 128 MiB at worst, of 256 KiB 16 MiB; one agent asks for 8. */
 const ANSWERS_MAX = 64
@@ -34,9 +37,12 @@ type CarScope = {
  */
 export function gatewayService({
   blocks,
+  memory,
   log,
 }: {
   blocks: GatewayBlocks
+  /** What raw blocks are sent from. */
+  memory?: BlockMemory | undefined
   log: Log
 }): FastifyPluginAsync {
   return async (app) => {
@@ -72,7 +78,7 @@ export function gatewayService({
         }
         switch (formatOf(request)) {
           case 'raw':
-            return sendRaw(cid, blocks, request, reply)
+            return sendRaw(cid, { blocks, memory }, request, reply)
           case 'car':
             return sendCar(cid, blocks, request.query, request, reply)
           default:
@@ -89,18 +95,25 @@ export function gatewayService({
 
 async function sendRaw(
   cid: CID,
-  blocks: GatewayBlocks,
+  { blocks, memory }: { blocks: GatewayBlocks; memory: BlockMemory | undefined },
   request: FastifyRequest,
   reply: FastifyReply,
 ): Promise<FastifyReply> {
   const etag = `"${cid.toString()}.raw"`
   if (request.headers['if-none-match']?.includes(etag) === true) return reply.code(304).send()
-  const block = inlineBlock(cid) ?? (await blocks.get(cid))
+  const block = inlineBlock(cid) ?? (await blocks.get(cid, memory))
   if (block === undefined) return notHere(reply, cid)
+  // The kernel has all of it by then, or nobody wants it.
+  if (memory !== undefined) whenClosed(reply, () => memory.giveBack(block))
   return immutable(reply, cid, 'raw', etag)
     .type('application/vnd.ipld.raw')
     .header('content-length', block.length)
     .send(block)
+}
+
+function whenClosed({ raw }: FastifyReply, then: () => void): void {
+  if (raw.closed) then()
+  else raw.once('close', then)
 }
 
 async function sendCar(

@@ -2,6 +2,7 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { fastify } from 'fastify'
 import type { Log } from '../../snapshotter/log.ts'
+import { ReusedMemory } from '../../snapshotter/reused-memory.ts'
 import { gatewayService } from './gateway-service.ts'
 import { HeliaNode } from './helia-node.ts'
 import { BlockRepository } from './repository.ts'
@@ -47,7 +48,8 @@ export class PublisherNode implements AsyncDisposable {
     const node = opened.use(await HeliaNode.start(config, { log, blocks: repository.served }))
     const server = fastify({ forceCloseConnections: true })
     opened.defer(() => server.close())
-    await server.register(gatewayService({ blocks: repository, log }))
+    const memory = opened.use(new ReusedMemory())
+    await server.register(gatewayService({ blocks: repository, memory, log }))
     await server.listen({ host: gateway.host, port: gateway.port })
     const { address, family, port } = server.server.address() as AddressInfo
     const host = family === 'IPv6' ? `[${address}]` : address

@@ -6,9 +6,10 @@ import { NextToLast } from 'blockstore-fs/sharding'
 import { base32upper } from 'multiformats/bases/base32'
 import { CID } from 'multiformats/cid'
 import { z } from 'zod'
+import type { BlockMemory } from '../../snapshotter/block-source.ts'
 import { CodedError } from '../../snapshotter/errors.ts'
-import { verifyBlock } from '../../snapshotter/oci/verify-block.ts'
-import { orUndefinedIfGone } from '../../snapshotter/or-undefined-if-gone.ts'
+import { verifyBlock, verifyBlockAside } from '../../snapshotter/oci/verify-block.ts'
+import { readBlockFile } from './block-file.ts'
 import { BLOCK_BYTES_MAX } from './block-provider.ts'
 import { isUnixfsCodec, readDagLinks } from './dag-links.ts'
 import type { ServedBlocks } from './start-bitswap.ts'
@@ -58,12 +59,15 @@ export class BlockRepository implements AsyncDisposable {
     await this.#blockstore.put(cid, block)
   }
 
-  /** The block, checked again after the disk; undefined if it is not here. Rejects with BlockError DATA_LOSS if the disk changed it. */
-  async get(cid: CID): Promise<Uint8Array | undefined> {
+  /**
+   * The block, checked again after the disk, in `memory` if that is given; undefined if it is not here. Rejects with BlockError DATA_LOSS if the
+   * disk changed it.
+   */
+  async get(cid: CID, memory?: BlockMemory): Promise<Uint8Array | undefined> {
     // blockstore-fs reads pieces of 64 KiB, three times the work, and calls every failure of the disk "not here".
     const { dir, file } = SHARDING.encode(cid)
-    const block = await orUndefinedIfGone(readFile(join(this.#directory, 'blocks', dir, file)))
-    if (block !== undefined) verifyBlock(cid, block)
+    const block = await readBlockFile(join(this.#directory, 'blocks', dir, file), memory)
+    if (block !== undefined) await verifyBlockAside(cid, block)
     return block
   }
 

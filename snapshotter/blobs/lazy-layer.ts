@@ -2,11 +2,11 @@ import { setTimeout } from 'node:timers/promises'
 import type { Priority } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
 import { LayerError, RegistryError } from '../errors.ts'
+import type { ReusedMemory } from '../reused-memory.ts'
 import type { FetchQueue, FetchRequest } from './fetch-queue.ts'
 import type { LayerFile } from './layer-file.ts'
 import type { UnitSource } from './layer-source.ts'
 import { ReadAhead } from './read-ahead.ts'
-import type { ReusedMemory } from './reused-memory.ts'
 import { unitAt, unitRange } from './shared-units.ts'
 
 /** Before a registry that failed is asked again, in ms: 250, then twice that each time, up to 4 s. */

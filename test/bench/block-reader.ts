@@ -2,7 +2,7 @@ import { CID } from 'multiformats/cid'
 import { BlockSources } from '../../agent/ipfs/block-sources.ts'
 import { readDagLinks } from '../../agent/ipfs/dag-links.ts'
 import { GatewayClient } from '../../agent/ipfs/gateway-client.ts'
-import { ReusedMemory } from '../../snapshotter/blobs/reused-memory.ts'
+import { ReusedMemory } from '../../snapshotter/reused-memory.ts'
 import type { BlocksRead, BlocksToRead } from './network-path.ts'
 
 // What network-path.ts runs, with the flags of the data worker: fetches every block of a DAG as the agent does, and keeps none.

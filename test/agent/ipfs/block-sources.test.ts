@@ -7,9 +7,9 @@ import {
   ProviderHealth,
 } from '../../../agent/ipfs/block-provider.ts'
 import { BlockSources } from '../../../agent/ipfs/block-sources.ts'
-import { ReusedMemory } from '../../../snapshotter/blobs/reused-memory.ts'
 import type { Priority } from '../../../snapshotter/block-source.ts'
 import { BlockError, type ErrorCode } from '../../../snapshotter/errors.ts'
+import { ReusedMemory } from '../../../snapshotter/reused-memory.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { cidOf } from '../../support/memory-blocks.ts'
 

@@ -1,9 +1,10 @@
+import { connect } from 'node:net'
 import { CarReader } from '@ipld/car'
 import { fastify } from 'fastify'
 import { fixedSize } from 'ipfs-unixfs-importer/chunker'
 import { CID } from 'multiformats/cid'
 import { afterAll, beforeAll, expect, test } from 'vitest'
-import { gatewayService } from '../../../agent/ipfs/gateway-service.ts'
+import { type GatewayBlocks, gatewayService } from '../../../agent/ipfs/gateway-service.ts'
 import { UnixfsFile } from '../../../snapshotter/dag/unixfs-file.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { MemoryBlocks } from '../../support/memory-blocks.ts'
@@ -14,14 +15,34 @@ const { signal } = new AbortController()
 const random = seeded(11)
 const content = Uint8Array.from({ length: 600_000 }, () => random(256))
 const memory = new MemoryBlocks()
+/** Arrays that answers are sent from, and those of them that came back. */
+const lent = { taken: new Set<Uint8Array>(), given: 0 }
+const lender = {
+  take: (bytes: number): Uint8Array => {
+    const array = new Uint8Array(bytes)
+    lent.taken.add(array)
+    return array
+  },
+  giveBack: (array: Uint8Array): void => {
+    if (lent.taken.delete(array)) lent.given++
+  },
+}
 const app = fastify({ forceCloseConnections: true })
 let root: CID
 let origin = ''
 
 beforeAll(async () => {
   root = await memory.addFile(content, { chunker: fixedSize({ chunkSize: 20_000 }) })
-  const blocks = { get: async (cid: CID) => memory.blocks.get(cid.toV1().toString()) }
-  await app.register(gatewayService({ blocks, log }))
+  const blocks: GatewayBlocks = {
+    get: async (cid, into) => {
+      const block = memory.blocks.get(cid.toV1().toString())
+      if (block === undefined || into === undefined) return block
+      const array = into.take(block.length)
+      array.set(block)
+      return array
+    },
+  }
+  await app.register(gatewayService({ blocks, memory: lender, log }))
   origin = await app.listen({ host: '127.0.0.1', port: 0 })
 })
 afterAll(() => app.close())
@@ -54,6 +75,19 @@ test('raw blocks by query or Accept, for GET and HEAD, kept for ever by caches',
     })
     expect(again.status).toBe(304)
   }
+})
+
+test('what a raw block was sent from is given back once it is out, or nobody wants it', async () => {
+  const before = lent.given
+  const path = `/ipfs/${root.toString()}?format=raw`
+  await (await get(path)).arrayBuffer()
+  await get(path, { method: 'HEAD' })
+  await expect.poll(() => lent.given).toBe(before + 2)
+  const { port } = new URL(origin)
+  const socket = connect(Number(port), '127.0.0.1')
+  socket.end(`GET ${path} HTTP/1.1\r\nhost: x\r\n\r\n`, () => socket.destroy())
+  await expect.poll(() => lent.given).toBe(before + 3)
+  expect(lent.taken.size).toBe(0)
 })
 
 test('the empty identity CID, by which gateways are probed, is answered', async () => {

@@ -5,6 +5,7 @@ import { CID } from 'multiformats/cid'
 import { create } from 'multiformats/hashes/digest'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { BlockRepository } from '../../../agent/ipfs/repository.ts'
+import { ReusedMemory } from '../../../snapshotter/reused-memory.ts'
 import { failureOf } from '../../support/failure-of.ts'
 import { cidOf, MemoryBlocks } from '../../support/memory-blocks.ts'
 import { seeded } from '../../support/seeded.ts'
@@ -19,6 +20,20 @@ beforeAll(async () => {
 afterAll(() => rm(work, { recursive: true }))
 
 describe('a repository', () => {
+  test('reads a block into memory that it is given', async () => {
+    await using repository = await BlockRepository.open(join(work, 'into-memory'))
+    using memory = new ReusedMemory()
+    const block = content.subarray(0, 100_000)
+    await repository.put(cidOf(block), block)
+    const first = await repository.get(cidOf(block), memory)
+    expect(Buffer.compare(first ?? new Uint8Array(), block)).toBe(0)
+    memory.giveBack(first ?? new Uint8Array())
+    const second = await repository.get(cidOf(block), memory)
+    expect(second?.buffer).toBe(first?.buffer)
+    const absent = cidOf(content.subarray(1))
+    expect(await repository.get(absent, memory)).toBeUndefined()
+  })
+
   test('keeps what its roots lead to when it collects, and lets go of the rest', async () => {
     await using repository = await BlockRepository.open(join(work, 'collected'))
     const kept = new MemoryBlocks()

@@ -1,9 +1,9 @@
 import { expect, test } from 'vitest'
 import type { LayerBlob } from '../../../snapshotter/blobs/layer-blob.ts'
 import type { LayerMap } from '../../../snapshotter/blobs/layer-map.ts'
-import { ReusedMemory } from '../../../snapshotter/blobs/reused-memory.ts'
 import type { BlockRequest } from '../../../snapshotter/block-source.ts'
 import { LeafSource } from '../../../snapshotter/layers/leaf-source.ts'
+import { ReusedMemory } from '../../../snapshotter/reused-memory.ts'
 import { cidOf } from '../../support/memory-blocks.ts'
 
 const UNIT = 100_000

@@ -4,7 +4,11 @@ import { blake3 } from '@noble/hashes/blake3.js'
 import { CID } from 'multiformats/cid'
 import { create } from 'multiformats/hashes/digest'
 import { expect, test } from 'vitest'
-import { inlineBlock, verifyBlock } from '../../../snapshotter/oci/verify-block.ts'
+import {
+  inlineBlock,
+  verifyBlock,
+  verifyBlockAside,
+} from '../../../snapshotter/oci/verify-block.ts'
 import { failureOf } from '../../support/failure-of.ts'
 
 const block = Buffer.from('a block')
@@ -44,6 +48,25 @@ test.each([
   expect(failure.message).toMatch(reason)
   expect(failure).toMatchObject({ code: 'UNIMPLEMENTED' })
 })
+
+test.each([
+  ['small', 7],
+  ['large', 100_000],
+])(
+  'beside the thread a %s block is accepted, and one with a bit changed is not',
+  async (_, size) => {
+    const bytes = Buffer.alloc(size, 'x')
+    const digest = createHash('sha256').update(bytes).digest()
+    for (const whole of [digest, digest.subarray(0, 20)]) {
+      const cid = CID.createV1(0x55, create(0x12, whole))
+      await verifyBlockAside(cid, bytes)
+      const changed = Buffer.from(bytes)
+      changed[size - 1] = 0
+      const failure = await failureOf(() => verifyBlockAside(cid, changed))
+      expect(failure).toMatchObject({ name: 'BlockError', code: 'DATA_LOSS' })
+    }
+  },
+)
 
 test('an identity CID carries its block', () => {
   expect(inlineBlock(CID.createV1(0x55, create(0x00, block)))).toEqual(block)

@@ -1,4 +1,4 @@
-import type { BlockMemory } from '../block-source.ts'
+import type { BlockMemory } from './block-source.ts'
 
 /** Memory kept for what comes next, in bytes. 16 MiB: what is decoded at once by four threads, eight times over. */
 const KEPT_BYTES_MAX = 16 * 1024 * 1024

@@ -1,5 +1,5 @@
 import { expect, test, vi } from 'vitest'
-import { ReusedMemory } from '../../../snapshotter/blobs/reused-memory.ts'
+import { ReusedMemory } from '../../snapshotter/reused-memory.ts'
 
 const MIB = 1024 ** 2
 
