@@ -15,6 +15,7 @@ import { seeded } from '../support/seeded.ts'
 import type { BenchContext, Measurement } from './bench-context.ts'
 import type { EventLoopRecord } from './event-loop-recorder.ts'
 import type { Figure } from './figure.ts'
+import { groupAsOnNode } from './node-groups.ts'
 import { median, quantile } from './rounds.ts'
 import { residentMemory } from './start/process-cost.ts'
 
@@ -62,7 +63,7 @@ async function measureManyStarts(context: BenchContext): Promise<Figure[]> {
       value: of(({ readyMs }) => quantile(readyMs, 0.99) / median(readyMs)),
       unit: 'x',
       limit: { atMost: 3 },
-      detail: `p99 ${seconds(p99)}, p50 ${seconds(p50)}; ${IMAGES} images, ${CONTAINERS_EACH} containers each, from the pulls on`,
+      detail: `p99 ${seconds(p99)}, p50 ${seconds(p50)}; ${IMAGES} images, ${CONTAINERS_EACH} containers each, from the pulls on; ${runs[0]?.groups}`,
     },
     {
       name: 'many-starts-memory',
@@ -86,6 +87,7 @@ type Starts = {
   readonly readyMs: readonly number[]
   readonly peakMiB: number
   readonly restMiB: number
+  readonly groups: string
   readonly eventLoop: EventLoopRecord
 }
 
@@ -105,6 +107,7 @@ async function startAll(gateway: string, references: readonly string[]): Promise
   const containerd = opened.use(
     await Containerd.start({ scratch, snapshotter, certsDir, version: '2' }),
   )
+  const groups = groupAsOnNode(agent, containerd)
   const cri = opened.use(await Cri.connect(containerd))
   const pods: Pod[] = []
   for (let pod = 0; pod < references.length * CONTAINERS_EACH; pod++) {
@@ -130,6 +133,7 @@ async function startAll(gateway: string, references: readonly string[]): Promise
     readyMs: readyAt.map((at) => at - startedAt),
     peakMiB: residentMemory(agent.workerPid).peakMiB,
     restMiB,
+    groups,
     eventLoop: await recordedIn(scratch.dir),
   }
 }

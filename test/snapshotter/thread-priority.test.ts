@@ -1,34 +1,42 @@
-import { once } from 'node:events'
-import { getPriority } from 'node:os'
-import { Worker } from 'node:worker_threads'
 import { expect, test } from 'vitest'
+import { runCommand } from '../support/run-command.ts'
 
 const MODULE = new URL('../../snapshotter/thread-priority.ts', import.meta.url).href
 
-test('a thread that takes precedence has it with the threads that it starts, until one gives it back, and no other thread has', async () => {
+/** A process of its own, whose threads nobody else needs. */
+const PROGRAM = `
+  import { readdirSync, readFileSync } from 'node:fs'
+  import { readFile } from 'node:fs/promises'
+  import { getPriority } from 'node:os'
+  import { Worker } from 'node:worker_threads'
+  import { givePrecedence, takePrecedence } from '${MODULE}'
+  // Has libuv start its threads.
+  await readFile('/proc/self/stat')
   const before = getPriority(0)
-  expect(before).toBeGreaterThanOrEqual(0)
-  const child = `
+  const isTaken = takePrecedence()
+  const nicesOf = (name) => [...new Set(readdirSync('/proc/self/task')
+    .filter((thread) => readFileSync('/proc/self/task/' + thread + '/comm', 'utf8').trim() === name)
+    .map((thread) => getPriority(Number(thread))))]
+  const told = { before, isTaken, own: getPriority(0), v8: nicesOf('V8Worker'), libuv: nicesOf('libuv-worker') }
+  const thread = new Worker(\`
     const { parentPort } = require('node:worker_threads')
     const { getPriority } = require('node:os')
     const inherited = getPriority(0)
     import('${MODULE}').then(({ givePrecedence }) => {
       givePrecedence()
       parentPort.postMessage({ inherited, given: getPriority(0) })
-    })`
-  const thread = new Worker(
-    `
-    const { Worker, parentPort } = require('node:worker_threads')
-    const { getPriority } = require('node:os')
-    import('${MODULE}').then(({ takePrecedence }) => {
-      const isTaken = takePrecedence()
-      const child = new Worker(${JSON.stringify(child)}, { eval: true })
-      child.once('message', (below) => parentPort.postMessage({ isTaken, own: getPriority(0), below }))
-    })`,
-    { eval: true },
-  )
-  const [told] = await once(thread, 'message')
-  await thread.terminate()
-  expect(told).toEqual({ isTaken: true, own: -10, below: { inherited: -10, given: 0 } })
-  expect(getPriority(0)).toBe(before)
+    })\`, { eval: true, execArgv: [] })
+  thread.once('message', (below) => console.log(JSON.stringify({ ...told, below })))`
+
+test('a thread that takes precedence has it with the threads that it starts, until one gives it back, and with those that collect its garbage; libuv’s stay as they are', async () => {
+  const words = ['--disable-warning=ExperimentalWarning', '--input-type=module', '--eval', PROGRAM]
+  const told: unknown = JSON.parse(await runCommand(process.execPath, words))
+  expect(told).toEqual({
+    before: 0,
+    isTaken: true,
+    own: -10,
+    v8: [-10],
+    libuv: [0],
+    below: { inherited: -10, given: 0 },
+  })
 })
