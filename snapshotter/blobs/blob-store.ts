@@ -146,6 +146,14 @@ export class BlobStore implements AsyncDisposable {
     return this.#layers.get(inode)
   }
 
+  #held(inode: number): LazyLayer {
+    const layer = this.#layers.get(inode)
+    if (layer === undefined) {
+      throw new LayerError('NOT_FOUND', `no layer with inode ${inode} is held`, { inode })
+    }
+    return layer
+  }
+
   /** All layers that are held. */
   layers(): Iterable<LazyLayer> {
     return this.#layers.values()
@@ -153,11 +161,17 @@ export class BlobStore implements AsyncDisposable {
 
   /** All bytes of a range of a layer file. Rejects as `LazyLayer.read`, and with LayerError NOT_FOUND. */
   async read(inode: number, range: ByteRange, request: ReadRequest): Promise<Buffer> {
-    const layer = this.#layers.get(inode)
-    if (layer === undefined) {
-      throw new LayerError('NOT_FOUND', `no layer with inode ${inode} is held`, { inode })
-    }
-    return layer.read(range, request)
+    return this.#held(inode).read(range, request)
+  }
+
+  /** As `read`, into the caller's `bytes`, which are as long as `range`. They hold rubbish until it resolves, and may do so later if it rejects. */
+  async readInto(
+    inode: number,
+    range: ByteRange,
+    bytes: Uint8Array,
+    request: ReadRequest,
+  ): Promise<void> {
+    await this.#held(inode).readInto(range, bytes, request)
   }
 
   /**

@@ -120,8 +120,11 @@ export class LazyLayer implements AsyncDisposable {
     return bytes
   }
 
-  /** As `read`, into the caller's `bytes`, which are as long as `range`. They hold rubbish until it resolves. */
-  async readInto(range: ByteRange, bytes: Buffer, request: ReadRequest): Promise<void> {
+  /**
+   * As `read`, into the caller's `bytes`, which are as long as `range`. They hold rubbish until it resolves; if it rejects, parts of it may
+   * still come.
+   */
+  async readInto(range: ByteRange, bytes: Uint8Array, request: ReadRequest): Promise<void> {
     this.#checkRange(range)
     if (bytes.length === 0) return
     // Where the disk fails, unit by unit: it may be one of them.
@@ -161,7 +164,7 @@ export class LazyLayer implements AsyncDisposable {
   async #readUnit(
     unit: number,
     range: ByteRange,
-    bytes: Buffer,
+    bytes: Uint8Array,
     request: ReadRequest,
   ): Promise<boolean> {
     const whole = unitRange(this.file.map, unit)

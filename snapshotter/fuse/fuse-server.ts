@@ -7,6 +7,7 @@ import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import type { ByteRange } from '../byte-range.ts'
 import { CodedError, KernelError } from '../errors.ts'
 import type { Log } from '../log.ts'
+import { ReusedMemory } from '../reused-memory.ts'
 import type { FlatFile, Miss, TableChange, ThreadReport, ThreadStart } from './flat-file.ts'
 import {
   Errno,
@@ -31,16 +32,17 @@ const FAILURE_LOG_INTERVAL_MS = 1_000
 
 /** Where bytes come from that are not on disk. */
 export interface FlatSource {
-  /** The bytes of `range` of the file, all of them. A rejection becomes EIO for the reader. */
-  read(
+  /** Puts the bytes of `range` of the file, all of them, into `bytes`, which are as long. A rejection becomes EIO for the reader. */
+  readInto(
     inode: number,
     range: ByteRange,
+    bytes: Uint8Array,
     request: {
       readonly priority: 'foreground'
       readonly pid: number
       readonly signal: AbortSignal
     },
-  ): Promise<Uint8Array>
+  ): Promise<void>
 }
 
 /** Says in people's words which file a byte of the flat file belongs to, for the log. Never rejects. */
@@ -80,6 +82,8 @@ export class FuseServer implements AsyncDisposable {
   readonly #inFlight = new Set<Promise<void>>()
   readonly #leftToSuccessor = new AbortController()
   readonly #loggedAt = new Map<number, number>()
+  /** What replies to reads that had to wait are put together in. */
+  readonly #memory = new ReusedMemory()
   readonly #stopPrefix = `.stop-${randomUUID()}-`
   #failures = 0
 
@@ -181,6 +185,7 @@ export class FuseServer implements AsyncDisposable {
     await this.ended()
     this.#leftToSuccessor.abort()
     await Promise.all(this.#inFlight)
+    this.#memory[Symbol.dispose]()
   }
 
   /** Counts since the start, for metrics. */
@@ -234,11 +239,11 @@ export class FuseServer implements AsyncDisposable {
     const signal = this.#leftToSuccessor.signal
     try {
       const range = { start: offset, end: offset + size }
-      const bytes = await this.#source.read(inode, range, { priority: 'foreground', pid, signal })
-      if (bytes.length !== size) {
-        throw new KernelError('INTERNAL', `got ${bytes.length} bytes for a read of ${size}`)
-      }
+      const bytes = this.#memory.take(size)
+      await this.#source.readInto(inode, range, bytes, { priority: 'foreground', pid, signal })
       this.#reply(unique, 0, bytes)
+      // Only now: where a part of it failed, another part may still be written into it.
+      this.#memory.giveBack(bytes)
     } catch (error) {
       if (signal.aborted) return
       this.#failures += 1

@@ -195,6 +195,30 @@ test.each([
   await expect(reading).rejects.toMatchObject({ code: 'EIO' })
 })
 
+test('what comes late for a read that failed is in no later read', async () => {
+  const [first, second] = [randomLayer(31, 2, 9_000), randomLayer(32, 2, 9_000)]
+  const [failing, other] = [controlled(first), controlled(second)]
+  await using served = await serve([
+    { name: 'first', layer: first, source: failing.source },
+    { name: 'second', layer: second, source: other.source },
+  ])
+  const failed = readRange(served.mount.path('first'), 0, first.bytes.length)
+  await failing.untilAsked(2)
+  failing.asked.find(({ unit }) => unit === 0)?.fail(new BlockError('UNAVAILABLE', 'gone'))
+  await expect(failed).rejects.toMatchObject({ code: 'EIO' })
+  const reading = readRange(served.mount.path('second'), 0, second.bytes.length)
+  await other.untilAsked(2)
+  const answered = async (unit: number, { asked }: typeof other): Promise<void> => {
+    const waits = served.waits.length
+    asked.find((one) => one.unit === unit)?.answer()
+    while (served.waits.length === waits) await new Promise(setImmediate)
+  }
+  await answered(1, other)
+  await answered(1, failing)
+  await answered(0, other)
+  expect((await reading).equals(second.bytes)).toBe(true)
+})
+
 test('processes that read the same bytes cause one fetch', async () => {
   const layer = randomLayer(9, 3, 9_000)
   const { source, asked, untilAsked } = controlled(layer)
