@@ -3,7 +3,7 @@ import type { BlockMemory } from './block-source.ts'
 /** Memory kept for what comes next, in bytes. 16 MiB: what is decoded at once by four threads, eight times over. */
 const KEPT_BYTES_MAX = 16 * 1024 * 1024
 
-/** Sizes of buffers: powers of two from 64 KiB, below which V8 takes them from its own heap soon enough, to the largest unit that `ipdr push` writes. */
+/** Sizes of buffers, four between one power of two and the next: from 64 KiB, below which V8 takes them from its own heap soon enough, to the largest unit that `ipdr push` writes. */
 const LEAST_BYTES = 64 * 1024
 const MOST_BYTES = 8 * 1024 * 1024
 
@@ -72,7 +72,8 @@ export class ReusedMemory implements BlockMemory, Disposable {
 
 function sizeFor(bytes: number): number | undefined {
   if (bytes > MOST_BYTES) return undefined
-  let size = LEAST_BYTES
-  while (size < bytes) size *= 2
-  return size
+  if (bytes <= LEAST_BYTES) return LEAST_BYTES
+  // Of the largest power of two below it.
+  const step = 2 ** Math.floor(Math.log2(bytes - 1)) / 4
+  return Math.ceil(bytes / step) * step
 }

@@ -288,7 +288,10 @@ export class Snapshotter implements AsyncDisposable {
     }
     const fuse =
       isLazy && config.fuse !== undefined
-        ? new FuseServer({ deviceFd: config.fuse.fd }, { source: store, log, describe })
+        ? new FuseServer(
+            { deviceFd: config.fuse.fd },
+            { source: store, memory: store.memory, log, describe },
+          )
         : undefined
     const recorder =
       fuse &&

@@ -4,10 +4,10 @@ import { writeSync, writevSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
+import type { BlockMemory } from '../block-source.ts'
 import type { ByteRange } from '../byte-range.ts'
 import { CodedError, KernelError } from '../errors.ts'
 import type { Log } from '../log.ts'
-import { ReusedMemory } from '../reused-memory.ts'
 import type { FlatFile, Miss, TableChange, ThreadReport, ThreadStart } from './flat-file.ts'
 import {
   Errno,
@@ -83,16 +83,22 @@ export class FuseServer implements AsyncDisposable {
   readonly #leftToSuccessor = new AbortController()
   readonly #loggedAt = new Map<number, number>()
   /** What replies to reads that had to wait are put together in. */
-  readonly #memory = new ReusedMemory()
+  readonly #memory: BlockMemory
   readonly #stopPrefix = `.stop-${randomUUID()}-`
   #failures = 0
 
   constructor(
     { deviceFd, pageCache = false }: { deviceFd: number; pageCache?: boolean },
-    { source, log, describe }: { source: FlatSource; log: Log; describe?: Describe },
+    {
+      source,
+      memory,
+      log,
+      describe,
+    }: { source: FlatSource; memory: BlockMemory; log: Log; describe?: Describe },
   ) {
     this.#deviceFd = deviceFd
     this.#source = source
+    this.#memory = memory
     this.#log = log
     this.#describe = describe
     this.#openFlags = OpenFlags.NOFLUSH | (pageCache ? OpenFlags.KEEP_CACHE : OpenFlags.DIRECT_IO)
@@ -185,7 +191,6 @@ export class FuseServer implements AsyncDisposable {
     await this.ended()
     this.#leftToSuccessor.abort()
     await Promise.all(this.#inFlight)
-    this.#memory[Symbol.dispose]()
   }
 
   /** Counts since the start, for metrics. */

@@ -12,10 +12,10 @@ test('memory is as long as was asked for, and lent again to the next one of abou
   using buffers = new ReusedMemory()
   const first = await buffers.lend(300_000, async (into) => into)
   expect(first).toHaveLength(300_000)
-  const second = await buffers.lend(500_000, async (into) => into)
-  expect(second).toHaveLength(500_000)
+  const second = await buffers.lend(320_000, async (into) => into)
+  expect(second).toHaveLength(320_000)
   expect(memoryOf(second)).toBe(memoryOf(first))
-  const other = await buffers.lend(600_000, async (into) => into)
+  const other = await buffers.lend(330_000, async (into) => into)
   expect(memoryOf(other)).not.toBe(memoryOf(first))
 })
 
@@ -38,13 +38,25 @@ test('nobody is lent what another still has, however that one ends', async () =>
 test('what was taken is lent again once any part of it was given back, to one only, and what came from elsewhere is not lent', () => {
   using memory = new ReusedMemory()
   const taken = memory.take(300_000)
-  memory.giveBack(new Uint8Array(512 * 1024))
+  memory.giveBack(new Uint8Array(320 * 1024))
   expect(memoryOf(memory.take(300_000))).not.toBe(memoryOf(taken))
   memory.giveBack(taken.subarray(7, 9))
   memory.giveBack(taken)
-  const next = memory.take(400_000)
-  expect([next.length, memoryOf(next)]).toEqual([400_000, memoryOf(taken)])
-  expect(memoryOf(memory.take(400_000))).not.toBe(memoryOf(taken))
+  const next = memory.take(320_000)
+  expect([next.length, memoryOf(next)]).toEqual([320_000, memoryOf(taken)])
+  expect(memoryOf(memory.take(320_000))).not.toBe(memoryOf(taken))
+})
+
+test.each([
+  [1, 64],
+  [65_536, 64],
+  [65_537, 80],
+  [262_144, 256],
+  [262_145, 320],
+  [8 * MIB, 8 * 1024],
+])('for %i bytes %i KiB are held: a quarter too much at most, above 64 KiB', (bytes, kib) => {
+  using memory = new ReusedMemory()
+  expect(memory.take(bytes).buffer.byteLength).toBe(kib * 1024)
 })
 
 test('no more than 16 MiB are kept, none of it for more than some seconds of rest, and nothing of units that nobody publishes', async () => {

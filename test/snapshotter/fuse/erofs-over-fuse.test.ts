@@ -70,7 +70,10 @@ async function mountLayer(source: UnitSource, { pageCache }: { pageCache: boolea
     await BlobStore.open({ root, bytesMax: 2 ** 40 }, { queue: new FetchQueue(), log }),
   )
   const server = parts.use(
-    new FuseServer({ deviceFd: fuse.deviceFd, pageCache }, { source: store, log }),
+    new FuseServer(
+      { deviceFd: fuse.deviceFd, pageCache },
+      { source: store, memory: store.memory, log },
+    ),
   )
   parts.defer(() => fuse.unmount())
   const { file } = await store.add({ inode: 1_001, name: 'layer', map, source })

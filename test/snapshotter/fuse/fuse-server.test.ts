@@ -35,7 +35,9 @@ async function serve(
       { queue, log, onWait: (event) => waits.push(event) },
     ),
   )
-  const server = parts.use(new FuseServer({ deviceFd: mount.deviceFd }, { source: store, log }))
+  const server = parts.use(
+    new FuseServer({ deviceFd: mount.deviceFd }, { source: store, memory: store.memory, log }),
+  )
   parts.defer(() => mount.unmount())
   const add = async (name: string, layer: RandomLayer, source: UnitSource, inode: number) => {
     const { file } = await store.add({ inode, name, map: layer.map, source })
@@ -282,7 +284,10 @@ test('on a full disk every read is still answered', async () => {
       { root: tiny, bytesMax: 2 ** 40 },
       { queue: new FetchQueue(), log },
     )
-    await using server = new FuseServer({ deviceFd: mount.deviceFd }, { source: store, log })
+    await using server = new FuseServer(
+      { deviceFd: mount.deviceFd },
+      { source: store, memory: store.memory, log },
+    )
     using _unmount = { [Symbol.dispose]: () => mount.unmount() }
     const { file } = await store.add({
       inode: INODE,
@@ -318,7 +323,10 @@ test('serving is handed over without an unmount: what was in flight is answered 
     { root, bytesMax: 2 ** 40 },
     { queue: new FetchQueue(), log },
   )
-  await using next = new FuseServer({ deviceFd: served.mount.deviceFd }, { source: store, log })
+  await using next = new FuseServer(
+    { deviceFd: served.mount.deviceFd },
+    { source: store, memory: store.memory, log },
+  )
   using _unmount = { [Symbol.dispose]: () => served.mount.unmount() }
   const { file } = await store.add({
     inode: INODE,
@@ -367,7 +375,10 @@ test('reads through the mount are right while the units they read are taken away
 test('a descriptor without a mount is refused', async () => {
   await using device = await open('/dev/fuse', 'r+')
   await using store = await serve([])
-  const server = new FuseServer({ deviceFd: device.fd }, { source: store.store, log: store.log })
+  const server = new FuseServer(
+    { deviceFd: device.fd },
+    { source: store.store, memory: store.store.memory, log: store.log },
+  )
   await expect(server.start()).rejects.toMatchObject({ code: 'FAILED_PRECONDITION' })
 })
 

@@ -50,7 +50,7 @@ const store = await BlobStore.open(
 )
 const { inode, name } = order
 const { file } = await store.add({ inode, name, map, source })
-const server = new FuseServer({ deviceFd: 3 }, { source: store, log })
+const server = new FuseServer({ deviceFd: 3 }, { source: store, memory: store.memory, log })
 server.add({ inode, name, size: map.layerSize, units: file.units })
 await server.start()
 
