@@ -43,6 +43,7 @@ import type { PublishedBlobs } from './published-blobs.ts'
 import type { ImageDirectory, ServedManifest } from './registry-service.ts'
 import { setAsideDamaged } from './set-aside-damaged.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
+import { zstdLibrary } from './toc/zstd-library.ts'
 import { TrustPolicies } from './trust/trust-policies.ts'
 
 export type { KernelReport } from './erofs/probe-kernel.ts'
@@ -237,6 +238,8 @@ export class Snapshotter implements AsyncDisposable {
     )
     const blocks: BlockSource = starts
     const tables = opened.use(new TableThread())
+    // It takes 10 ms: not in the first pull.
+    zstdLibrary()
     // Beside the round trips in which a pull finds out what it wants.
     const announce = (root: CID, manifest?: Digest): void => {
       if (catalog.isPulled(root.toV1().toString())) return

@@ -2,6 +2,7 @@ import { closeSync, fstatSync, open, read } from 'node:fs'
 import { promisify } from 'node:util'
 import type { BlockMemory } from '../../snapshotter/block-source.ts'
 import { orUndefinedIfGone } from '../../snapshotter/or-undefined-if-gone.ts'
+import { BLOCK_BYTES_MAX } from './block-provider.ts'
 
 const openFile = promisify(open)
 const readFile = promisify(read)
@@ -17,7 +18,8 @@ export async function readBlockFile(
   const fd = await orUndefinedIfGone(openFile(path, 'r'))
   if (fd === undefined) return undefined
   try {
-    const { size } = fstatSync(fd)
+    // More than a block may have is no block: one byte more is enough for its check to say so.
+    const size = Math.min(fstatSync(fd).size, BLOCK_BYTES_MAX + 1)
     const block = memory?.take(size) ?? Buffer.allocUnsafeSlow(size)
     const { bytesRead } = await readFile(fd, block, 0, size, 0)
     return block.subarray(0, bytesRead)

@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CID } from 'multiformats/cid'
@@ -82,7 +82,7 @@ describe('a repository', () => {
     await expect(repository.get(cidOf(block))).rejects.toThrow('EISDIR')
   })
 
-  test('refuses a block that is not the one its CID names, and sees one that the disk has changed', async () => {
+  test('refuses a block that is not the one its CID names, and sees one that the disk has changed, however long it is now', async () => {
     await using repository = await BlockRepository.open(join(work, 'damaged'))
     const block = Buffer.from('the right bytes')
     const wrong = await failureOf(() => repository.put(cidOf(Buffer.from('other')), block))
@@ -92,6 +92,10 @@ describe('a repository', () => {
     const stored = await readFile(path)
     await writeFile(path, stored.fill(1, 0, 1))
     expect((await failureOf(() => repository.get(cidOf(block)))).code).toBe('DATA_LOSS')
+    // As large as no memory is.
+    await truncate(path, 2 ** 42)
+    const large = await failureOf(() => repository.get(cidOf(block)))
+    expect(large.message).toContain(`${2 * 1024 ** 2 + 1} bytes with digest`)
   })
 
   test('a root that is no UnixFS is refused', async () => {
