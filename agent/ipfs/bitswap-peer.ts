@@ -1,7 +1,7 @@
 import type { Libp2p, PeerId } from '@libp2p/interface'
 import type { CID } from 'multiformats/cid'
 import { BlockError } from '../../snapshotter/errors.ts'
-import { verifyBlock } from '../../snapshotter/oci/verify-block.ts'
+import { verifyBlockAside } from '../../snapshotter/oci/verify-block.ts'
 import {
   abortedGet,
   BLOCK_BYTES_MAX,
@@ -70,7 +70,7 @@ export class BitswapPeer implements BlockProvider {
       })
       if (session.retrieve === undefined) throw new Error('the session cannot retrieve')
       const bytes = await session.retrieve(cid, { signal: stop })
-      this.#check(cid, bytes)
+      await this.#check(cid, bytes)
       this.health.succeeded(performance.now() - startedMs)
       // A block is a view into the whole message; the message is not to live as long as the block.
       return bytes.buffer.byteLength > bytes.length ? new Uint8Array(bytes) : bytes
@@ -81,10 +81,10 @@ export class BitswapPeer implements BlockProvider {
     }
   }
 
-  #check(cid: CID, bytes: Uint8Array): void {
+  async #check(cid: CID, bytes: Uint8Array): Promise<void> {
     try {
       if (bytes.length > BLOCK_BYTES_MAX) throw new Error(`${bytes.length} bytes are too many`)
-      verifyBlock(cid, bytes)
+      await verifyBlockAside(cid, bytes)
     } catch (error) {
       this.health.sentWrongBytes()
       const message = error instanceof Error ? error.message : String(error)

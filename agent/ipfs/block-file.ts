@@ -9,7 +9,7 @@ const readFile = promisify(read)
 
 /**
  * A file that holds a block, whole, in `memory` if that is given; undefined if there is none. Rejects with what the disk says. It waits for
- * the disk twice, where readFile does four times, which is most of what serving a block costs (test/bench/README.md).
+ * the disk twice, where readFile does four times, which was more than a third of what serving a block cost (test/bench/README.md).
  */
 export async function readBlockFile(
   path: string,

@@ -146,14 +146,6 @@ export class BlobStore implements AsyncDisposable {
     return this.#layers.get(inode)
   }
 
-  #held(inode: number): LazyLayer {
-    const layer = this.#layers.get(inode)
-    if (layer === undefined) {
-      throw new LayerError('NOT_FOUND', `no layer with inode ${inode} is held`, { inode })
-    }
-    return layer
-  }
-
   /** All layers that are held. */
   layers(): Iterable<LazyLayer> {
     return this.#layers.values()
@@ -257,6 +249,14 @@ export class BlobStore implements AsyncDisposable {
     const layers = [...this.#layers.values()]
     this.#layers.clear()
     await Promise.all(layers.map((layer) => layer[Symbol.asyncDispose]()))
+  }
+
+  #held(inode: number): LazyLayer {
+    const layer = this.#layers.get(inode)
+    if (layer === undefined) {
+      throw new LayerError('NOT_FOUND', `no layer with inode ${inode} is held`, { inode })
+    }
+    return layer
   }
 
   #directory(name: string): string {
