@@ -4,6 +4,7 @@ import type { FastifyPluginAsync } from 'fastify'
 import { contentService } from '../snapshotter/content-service.ts'
 import { ContentStore } from '../snapshotter/content-store.ts'
 import { KEY_PROVIDER_MESSAGE_BYTES_MAX } from '../snapshotter/encryption/key-provider-protocol.ts'
+import { trimMalloc } from '../snapshotter/process-calls.ts'
 import { registryService } from '../snapshotter/registry-service.ts'
 import { snapshotsService } from '../snapshotter/snapshots-service.ts'
 import { Snapshotter } from '../snapshotter/snapshotter.ts'
@@ -25,7 +26,6 @@ import { ContentLinks } from './content-links.ts'
 import { ImageReminder } from './forgotten-images.ts'
 import { GrpcServer } from './grpc-server.ts'
 import { HttpServer } from './http-server.ts'
-import { releaseIdleMemory } from './idle-memory.ts'
 import { BlockSources } from './ipfs/block-sources.ts'
 import { GatewayClient } from './ipfs/gateway-client.ts'
 import type { HeliaNode } from './ipfs/helia-node.ts'
@@ -41,6 +41,7 @@ import { placesOf } from './places.ts'
 import { CriImageProxy } from './registries/cri-image-proxy.ts'
 import { openRegistries } from './registries/open-registries.ts'
 import { readPolicies } from './trust/read-policies.ts'
+import { whenAtRest } from './when-at-rest.ts'
 import type { WorkerMessage } from './worker-message.ts'
 
 /** How often the supervisor hears from us; it gives up after thirty times that. */
@@ -297,7 +298,12 @@ export async function runDataWorker(
     )
     const alive = setInterval(() => tell({ kind: 'alive' }), ALIVE_INTERVAL_MS)
     opened.defer(() => clearInterval(alive))
-    opened.use(releaseIdleMemory(() => metrics.fetchedBytes))
+    const tidy = (): void => {
+      // Block buffers of many sizes leave holes that malloc returns only from the end, 120 MB after one image (test/bench/README.md).
+      trimMalloc()
+      snapshotter.tidy()
+    }
+    opened.use(whenAtRest(() => metrics.fetchedBytes, tidy))
     log.info(
       {
         snapshotter: config.snapshotter.socketPath,
@@ -307,7 +313,8 @@ export async function runDataWorker(
       },
       'ready',
     )
-    if (!stop.aborted) await Promise.race([once(stop, 'abort'), snapshotter.failed])
+    const failed = [snapshotter.failed, ...(content === undefined ? [] : [content.failed])]
+    if (!stop.aborted) await Promise.race([once(stop, 'abort'), ...failed])
     log.info({}, 'stopping: waiting for what is in flight')
   }
   tell({ kind: 'stopped', lazyMountsInUse })

@@ -59,10 +59,10 @@ export type Calls<Definition, Handlers> = {
 /** A service ready to be served; its message types are checked and forgotten. */
 export type Service = {
   readonly definition: ServiceDefinition
-  readonly methods: Readonly<
-    Record<string, (request: never, call: Call) => Promise<unknown> | AsyncIterable<unknown>>
-  >
+  readonly methods: Readonly<Record<string, Method>>
 }
+
+type Method = (request: never, call: Call) => Promise<unknown> | AsyncIterable<unknown>
 
 /** Binds methods to the contract that they implement. */
 export function implement<Definition extends ServiceDefinition, Handlers>(
@@ -70,4 +70,38 @@ export function implement<Definition extends ServiceDefinition, Handlers>(
   methods: Methods<Handlers>,
 ): Service {
   return { definition: contract.definition, methods: methods as Service['methods'] }
+}
+
+/** The same service, of whose methods nobody is told the outcome, an answer or a failure, before `ready` has resolved. */
+export function answeringAfter(ready: () => Promise<void>, service: Service): Service {
+  const methods = Object.entries(service.methods).map(([name, method]): [string, Method] => [
+    name,
+    (request, call) => {
+      const outcome = method(request, call)
+      return Symbol.asyncIterator in outcome ? eachAfter(ready, outcome) : after(ready, outcome)
+    },
+  ])
+  return { definition: service.definition, methods: Object.fromEntries(methods) }
+}
+
+async function after<T>(ready: () => Promise<void>, answer: Promise<T>): Promise<T> {
+  try {
+    return await answer
+  } finally {
+    await ready()
+  }
+}
+
+async function* eachAfter<T>(
+  ready: () => Promise<void>,
+  answers: AsyncIterable<T>,
+): AsyncGenerator<T, void> {
+  try {
+    for await (const answer of answers) {
+      await ready()
+      yield answer
+    }
+  } finally {
+    await ready()
+  }
 }

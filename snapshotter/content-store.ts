@@ -43,7 +43,7 @@ const PIECE_BYTES = 1024 * 1024
  * the other, and those of lazy layers, which are read from where they are published. Those are kept note of as soon as containerd has
  * asked for one, until it deletes it: it lists what is here, and deletes what none of its namespaces has.
  */
-export class ContentStore implements Disposable {
+export class ContentStore implements AsyncDisposable {
   readonly #root: string
   readonly #records: BlobRecords
   readonly #published: PublishedBlobs
@@ -81,7 +81,7 @@ export class ContentStore implements Disposable {
     const found = await this.#find(checked(digest))
     if (found === undefined) throw notFound(digest)
     // Listed from now on, so that it is deleted when nobody wants it any more.
-    if (found.published !== undefined) this.#note(found)
+    if (found.published !== undefined) await this.#note(found)
     return infoOf(found)
   }
 
@@ -102,6 +102,7 @@ export class ContentStore implements Disposable {
     })
     const updated = { ...found, labels, updatedNs: wallClockNs() }
     this.#records.put(updated)
+    await this.#records.flushed()
     return infoOf(updated)
   }
 
@@ -117,7 +118,7 @@ export class ContentStore implements Disposable {
     if ((await this.#find(digest)) !== undefined) return true
     const published = this.#published.inRegistry({ ...blob, digest }, image)
     if (published === undefined) return false
-    this.#note(newRecord({ digest, size: blob.size, published }))
+    await this.#note(newRecord({ digest, size: blob.size, published }))
     return true
   }
 
@@ -141,6 +142,7 @@ export class ContentStore implements Disposable {
     const wasHere = (await orUndefinedIfGone(rm(path).then(() => true))) === true
     // After its bytes: what is left of a blob without a record is still one.
     const wasNoted = this.#records.delete(digest as Digest)
+    await this.#records.flushed()
     if (!wasHere && !wasNoted) throw notFound(digest)
   }
 
@@ -232,7 +234,7 @@ export class ContentStore implements Disposable {
     try {
       const found = expected && (await this.#find(expected))
       if (found !== undefined) {
-        if (found.published !== undefined) this.#note(found)
+        if (found.published !== undefined) await this.#note(found)
         throw alreadyExists(found.digest)
       }
       const dir = ingestDir(this.#root, ref)
@@ -257,9 +259,14 @@ export class ContentStore implements Disposable {
     }
   }
 
-  [Symbol.dispose](): void {
+  /** Rejects as `WriteAheadLog.failed`. */
+  get failed(): Promise<never> {
+    return this.#records.failed
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
     this.#remote[Symbol.dispose]()
-    this.#records[Symbol.dispose]()
+    await this.#records[Symbol.asyncDispose]()
   }
 
   async #commit(ingest: Ingest, said: CommittedBlob): Promise<Digest> {
@@ -273,6 +280,7 @@ export class ContentStore implements Disposable {
     }
     // Before the blob is there: a record without one is forgotten at the next start.
     this.#records.put(newRecord({ digest, size: ingest.status.offset, labels }))
+    await this.#records.flushed()
     await chmod(dataPath, 0o444)
     const folder = join(path, '..')
     await mkdir(folder, { recursive: true })
@@ -311,8 +319,9 @@ export class ContentStore implements Disposable {
     return { digest, size: Number(size), createdNs, updatedNs, labels, published: undefined }
   }
 
-  #note(found: BlobRecord): void {
+  async #note(found: BlobRecord): Promise<void> {
     if (this.#records.get(found.digest) === undefined) this.#records.put(found)
+    await this.#records.flushed()
   }
 
   async *#all(): AsyncGenerator<BlobRecord, void> {

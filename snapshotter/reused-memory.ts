@@ -7,7 +7,7 @@ const KEPT_BYTES_MAX = 16 * 1024 * 1024
 const LEAST_BYTES = 64 * 1024
 const MOST_BYTES = 8 * 1024 * 1024
 
-/** Without work for so long, all of it is given back, in ms. 5 s: as `releaseIdleMemory`. */
+/** Without work for so long, all of it is given back, in ms. 5 s: as `whenAtRest`. */
 const IDLE_MS = 5_000
 
 /**

@@ -1,5 +1,5 @@
 import type { Methods, Service } from '../proto/contract.ts'
-import { implement } from '../proto/contract.ts'
+import { answeringAfter, implement } from '../proto/contract.ts'
 import { snapshotsContract } from '../proto/load.ts'
 import type { Info } from '../proto/types/containerd/services/snapshots/v1/Info.ts'
 import type { SnapshotsHandlers } from '../proto/types/containerd/services/snapshots/v1/Snapshots.ts'
@@ -53,7 +53,8 @@ export function snapshotsService(snapshots: Snapshots): Service {
       return {}
     },
   }
-  return implement(snapshotsContract(), methods)
+  // What a power cut may still take, not even the failure may tell of that comes of it.
+  return answeringAfter(() => snapshots.flushed(), implement(snapshotsContract(), methods))
 }
 
 type WireLabels = { readonly [key: string]: string }

@@ -45,6 +45,7 @@ import { setAsideDamaged } from './set-aside-damaged.ts'
 import { Snapshots } from './snapshots/snapshots.ts'
 import { zstdLibrary } from './toc/zstd-library.ts'
 import { TrustPolicies } from './trust/trust-policies.ts'
+import type { SyncFile } from './write-ahead-log.ts'
 
 export type { KernelReport } from './erofs/probe-kernel.ts'
 export type { ImageRecord, LayerRecord } from './layers/catalog.ts'
@@ -106,6 +107,8 @@ type Collaborators = {
   readonly peers?: ClusterPeers
   /** Which images may run; by default all. */
   readonly trust?: TrustPolicies
+  /** Brings what its databases have committed to disk; by default fdatasync(2). */
+  readonly sync?: SyncFile
   readonly log: Log
   readonly metrics: SnapshotterMetrics
 }
@@ -139,7 +142,7 @@ export class Snapshotter implements AsyncDisposable {
   readonly directory: ImageDirectory
   /** Which step of the kernel ladder this node stands on. */
   readonly kernel: KernelReport
-  /** Rejects if the kernel can no longer be answered: the process must end, so that another one answers. */
+  /** Rejects if the kernel can no longer be answered, or the disk does not take what is written: the process must end, and begin anew. */
   readonly failed: Promise<never>
   readonly #parts: Parts
   readonly #opened: AsyncDisposableStack
@@ -152,7 +155,7 @@ export class Snapshotter implements AsyncDisposable {
     this.snapshots = faces.snapshots
     this.directory = new IpfsImageDirectory(parts.blocks, parts.announce)
     this.kernel = faces.kernel
-    this.failed = failureOf(parts.fuse)
+    this.failed = failureOf(parts, faces.snapshots)
     this.#parts = parts
     this.#opened = opened
   }
@@ -172,6 +175,7 @@ export class Snapshotter implements AsyncDisposable {
       imagesOfNode,
       peers,
       trust = new TrustPolicies([], { onRefused: () => {} }),
+      sync,
       log,
       metrics,
     }: Collaborators,
@@ -179,7 +183,7 @@ export class Snapshotter implements AsyncDisposable {
     await using opened = new AsyncDisposableStack()
     const closing = new AbortController()
     opened.defer(() => closing.abort())
-    const kernel = probeKernel(config.root)
+    const kernel = await probeKernel(config.root)
     const isLazy = kernel.rung !== 'none' && config.fuse !== undefined
     if (isLazy) log.info({ rung: kernel.rung }, `layers are mounted lazily: ${kernel.reason}`)
     else {
@@ -190,7 +194,7 @@ export class Snapshotter implements AsyncDisposable {
     }
     setAsideDamaged(config.root, log)
     const places = layerPlaces(config.root, config.fuse?.dir ?? '')
-    const catalog = opened.use(new Catalog(`${config.root}/catalog.db`))
+    const catalog = opened.use(new Catalog(`${config.root}/catalog.db`, { sync }))
     const queue = new FetchQueue<Fetched>({
       ...DEFAULT_FETCH_LIMITS,
       total: config.fetchConcurrency,
@@ -267,7 +271,7 @@ export class Snapshotter implements AsyncDisposable {
         places,
         mergeLayersMin: config.mergeLayersMin,
         readAheadKb: config.readAheadKb,
-        ...mountedFrom(config, { kernel, log }),
+        ...(await mountedFrom(config, { kernel, log })),
       },
       {
         store,
@@ -376,7 +380,7 @@ export class Snapshotter implements AsyncDisposable {
     )
     opened.use(rest)
     // First of what changes anything: it alone knows whether another agent is at work on this root.
-    const snapshots = opened.use(await Snapshots.open({ root: config.root }, { layers, log }))
+    const snapshots = opened.use(await Snapshots.open({ root: config.root }, { layers, log, sync }))
     await layers.recover()
     // Last: a read of a layer that is not held yet would fail.
     await fuse?.start()
@@ -431,6 +435,7 @@ export class Snapshotter implements AsyncDisposable {
         throw error
       })
     if (image !== undefined) await this.#checkRivals(image, signal)
+    await this.#parts.catalog.flushed()
   }
 
   /**
@@ -480,6 +485,7 @@ export class Snapshotter implements AsyncDisposable {
     )
     const failed = pulled.find((each) => each.status === 'rejected')
     if (failed !== undefined) throw failed.reason
+    await this.#parts.catalog.flushed()
     return image
   }
 
@@ -648,6 +654,7 @@ export class Snapshotter implements AsyncDisposable {
       removed += 1
     }
     this.#forgetImagesWithoutLayers()
+    await this.#parts.catalog.flushed()
     return { freedBytes: before - (await this.storeBytes()), layers: removed }
   }
 
@@ -677,6 +684,12 @@ export class Snapshotter implements AsyncDisposable {
    */
   async checkLayer(name: string, signal: AbortSignal): Promise<CheckedLayer> {
     return this.#parts.layers.checkOnDisk(this.#layerNamed(name), signal)
+  }
+
+  /** Copies what databases have in their logs, and waits for the disk meanwhile: for when there is nothing else to do. */
+  tidy(): void {
+    this.#parts.catalog.checkpoint()
+    this.snapshots.tidy()
   }
 
   /** How many lazy mounts a container may still stand on: those stay when the agent stops. */
@@ -768,21 +781,25 @@ type Parts = {
 }
 
 /** An end that was asked for is no failure. */
-async function failureOf(fuse: FuseServer | undefined): Promise<never> {
-  await fuse?.ended()
-  return new Promise<never>(() => {})
+async function failureOf(
+  { fuse, catalog }: Pick<Parts, 'fuse' | 'catalog'>,
+  snapshots: Snapshots,
+): Promise<never> {
+  const never = new Promise<never>(() => {})
+  const unserved = fuse === undefined ? never : fuse.ended().then(() => never)
+  return await Promise.race([unserved, catalog.failed, snapshots.failed])
 }
 
 /** What mounts of either kind are made from, as far as the configuration leaves the choice and the kernel has it. */
-function mountedFrom(
+async function mountedFrom(
   { root, mountsFrom = 'auto' }: SnapshotterConfig,
   { kernel, log }: { readonly kernel: KernelReport; readonly log: Log },
-): { readonly fuseMountsFrom: MountedFrom; readonly plainMountsFrom: MountedFrom } {
+): Promise<{ readonly fuseMountsFrom: MountedFrom; readonly plainMountsFrom: MountedFrom }> {
   if (kernel.rung !== 'erofs-file' || mountsFrom === 'loops') {
     return { fuseMountsFrom: 'loops', plainMountsFrom: 'loops' }
   }
   if (mountsFrom === 'files') return { fuseMountsFrom: 'files', plainMountsFrom: 'files' }
-  const { rung, reason } = probeKernel(root, ['erofs-loop'])
+  const { rung, reason } = await probeKernel(root, ['erofs-loop'])
   if (rung === 'erofs-loop') return { fuseMountsFrom: 'loops', plainMountsFrom: 'files' }
   log.warn(
     { reason },

@@ -3,6 +3,7 @@ import type { Labels } from '../containerd/labels.ts'
 import { ContentError } from '../errors.ts'
 import type { Digest } from '../oci/digest.ts'
 import { preparedOnce } from '../prepared-once.ts'
+import { WriteAheadLog } from '../write-ahead-log.ts'
 
 /** What is known of a blob beside its bytes. Times are nanoseconds since the epoch. */
 export type BlobRecord = {
@@ -23,9 +24,13 @@ const PAGE_RECORDS = 100
 /** Of sqlite3.h. */
 const SQLITE_BUSY = 5
 
-/** Times and labels of blobs, and which of them are not kept here, in an embedded database; every call is one durable transaction. */
-export class BlobRecords implements Disposable {
+/**
+ * Times and labels of blobs, and which of them are not kept here, in an embedded database; every call is one transaction, on disk once
+ * `flushed` resolves.
+ */
+export class BlobRecords implements AsyncDisposable {
   readonly #db: DatabaseSync
+  readonly #log: WriteAheadLog
   readonly #sql: (text: string) => StatementSync
 
   /** Throws ContentError UNAVAILABLE if another process has the database at `path` open, FAILED_PRECONDITION if a newer agent wrote it. */
@@ -54,12 +59,23 @@ export class BlobRecords implements Disposable {
         ) STRICT;
         PRAGMA user_version = ${SCHEMA_VERSION};
         COMMIT`)
+      this.#log = new WriteAheadLog(this.#db, path)
     } catch (error) {
       this.#db.close()
       const isBusy = error instanceof Error && 'errcode' in error && error.errcode === SQLITE_BUSY
       if (!isBusy) throw error
       throw new ContentError('UNAVAILABLE', `${path} is in use by another agent: stop it first`)
     }
+  }
+
+  /** Resolves when all that was changed before this call is on disk. Rejects as `failed`. */
+  async flushed(): Promise<void> {
+    await this.#log.flushed()
+  }
+
+  /** As `WriteAheadLog.failed`. */
+  get failed(): Promise<never> {
+    return this.#log.failed
   }
 
   get(digest: Digest): BlobRecord | undefined {
@@ -76,11 +92,14 @@ export class BlobRecords implements Disposable {
       JSON.stringify(Object.fromEntries(record.labels)),
       record.published ?? null,
     )
+    this.#log.committed()
   }
 
   /** Whether there was one. */
   delete(digest: Digest): boolean {
-    return this.#sql('DELETE FROM blobs WHERE digest = ?').run(digest).changes > 0
+    const { changes } = this.#sql('DELETE FROM blobs WHERE digest = ?').run(digest)
+    this.#log.committed()
+    return changes > 0
   }
 
   /** Every record, by digest; others may be made and deleted meanwhile. */
@@ -95,7 +114,8 @@ export class BlobRecords implements Disposable {
     }
   }
 
-  [Symbol.dispose](): void {
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#log[Symbol.asyncDispose]()
     this.#db.close()
   }
 }

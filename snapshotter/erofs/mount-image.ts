@@ -31,29 +31,31 @@ export type ErofsMount = {
 const BDI_FOLDER = '/sys/class/bdi'
 
 /**
- * Mounts an image read-only. Throws KernelError and leaves nothing mounted. Blocks the calling thread while the kernel opens the
- * devices: a FUSE server behind them must answer from another one.
+ * Mounts an image read-only. Rejects with KernelError and leaves nothing mounted. A FUSE server behind the devices must not need this
+ * thread to answer: after a failure it is what waits for them.
  */
-export function mountErofs(request: ErofsMount): void {
+export async function mountErofs(request: ErofsMount): Promise<void> {
   checkDeviceCount(request.imagePath, request.devicePaths.length)
-  if (request.loopTags === undefined) mountFiles(request)
-  else mountLoops(request, request.loopTags)
+  if (request.loopTags === undefined) await mountFiles(request)
+  else await mountLoops(request, request.loopTags)
 }
 
-function mountLoops(
+async function mountLoops(
   { imagePath, devicePaths, target, readAheadKb }: ErofsMount,
   tags: NonNullable<ErofsMount['loopTags']>,
-): void {
+): Promise<void> {
   // Closed at the end: the mounted file system has them open then.
-  using loops = new DisposableStack()
+  await using loops = new AsyncDisposableStack()
   // Around the page cache of the file: the device has one of its own.
-  const attach = (path: string, tag: string): string =>
-    loops.use(attachLoop(path, { tag, direct: true })).path
-  const source = attach(imagePath, tags.image)
-  const devices = devicePaths.map((path, index) => attach(path, tags.devices[index] ?? ''))
+  const attach = async (path: string, tag: string): Promise<string> =>
+    loops.use(await attachLoop(path, { tag, direct: true })).path
+  const source = await attach(imagePath, tags.image)
+  const devices: string[] = []
+  for (const [index, path] of devicePaths.entries())
+    devices.push(await attach(path, tags.devices[index] ?? ''))
   // Of the first device: that of the file system is its.
   writeFileSync(`/sys/block/${basename(source)}/queue/read_ahead_kb`, String(readAheadKb))
-  mountFileSystem({
+  await mountFileSystem({
     type: 'erofs',
     target,
     options: [['source', source], ...devices.map((path) => ['device', path] as const), ['ro']],
@@ -61,9 +63,14 @@ function mountLoops(
   })
 }
 
-function mountFiles({ imagePath, devicePaths, target, readAheadKb }: ErofsMount): void {
+async function mountFiles({
+  imagePath,
+  devicePaths,
+  target,
+  readAheadKb,
+}: ErofsMount): Promise<void> {
   const before = new Set(erofsBdis())
-  mountFileSystem({
+  await mountFileSystem({
     type: 'erofs',
     target,
     options: [

@@ -28,18 +28,18 @@ const rungs: readonly Exclude<KernelRung, 'none'>[] = ['erofs-file', 'erofs-loop
 /**
  * Finds out what this kernel can do by doing it: mounts a small image with an extra device and reads through it. Version
  * numbers lie where distributions backport. Needs `folder` on the file system that metadata images will lie on, for not
- * every one can back an EROFS; leaves nothing there. Never throws: what is missing becomes the reason.
+ * every one can back an EROFS; leaves nothing there. Never rejects: what is missing becomes the reason.
  */
-export function probeKernel(
+export async function probeKernel(
   folder: string,
   attempts: readonly Exclude<KernelRung, 'none'>[] = rungs,
-): KernelReport {
+): Promise<KernelReport> {
   const missing = missingPrerequisite()
   if (missing !== undefined) return { rung: 'none', reason: missing }
   const failures: string[] = []
   for (const rung of attempts) {
     try {
-      mountAndRead(folder, rung)
+      await mountAndRead(folder, rung)
     } catch (error) {
       failures.push(`${rung}: ${error instanceof Error ? error.message : String(error)}`)
       continue
@@ -76,7 +76,7 @@ const CONTENT_AT = 512
 /** Of the loop devices of the test image. */
 const PROBE_TAG = 'ipdr-probe'
 
-function mountAndRead(parent: string, rung: Exclude<KernelRung, 'none'>): void {
+async function mountAndRead(parent: string, rung: Exclude<KernelRung, 'none'>): Promise<void> {
   using cleanup = new DisposableStack()
   const folder = mkdtempSync(join(parent, 'probe-'))
   cleanup.defer(() => rmSync(folder, { recursive: true }))
@@ -89,7 +89,7 @@ function mountAndRead(parent: string, rung: Exclude<KernelRung, 'none'>): void {
   })
   writeFileSync(imagePath, image.bytes)
   writeFileSync(devicePath, Buffer.concat([new Uint8Array(CONTENT_AT), content]))
-  mountErofs({
+  await mountErofs({
     imagePath,
     devicePaths: [devicePath],
     target,

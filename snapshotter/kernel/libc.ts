@@ -3,8 +3,8 @@ import koffi, { type KoffiFunc } from 'koffi'
 import type { ByteRange } from '../byte-range.ts'
 import { type ErrorCode, KernelError } from '../errors.ts'
 
-// The only file that calls native code, for what Node has no words for. Every call blocks the calling thread, so this is
-// for the control path; a wrong signature here is memory corruption, so each is written out beside its manual page.
+// The only file that calls native code, for what Node has no words for. Calls block the calling thread where they do not say otherwise,
+// so this is for the control path; a wrong signature here is memory corruption, so each is written out beside its manual page.
 
 /** Flags of mount(2), from linux/mount.h. */
 export const MS_RDONLY = 1
@@ -285,12 +285,19 @@ export function fsconfigSet(context: number, key: string, value?: string): void 
   )
 }
 
-/** Makes the file system that a context describes: fsconfig(2) with FSCONFIG_CMD_CREATE. */
+/** Makes the file system that a context describes: fsconfig(2) with FSCONFIG_CMD_CREATE. Throws KernelError. */
 export function fsconfigCreate(context: number): void {
-  checked(
-    libc().fsconfig(SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, null, null, 0),
-    'fsconfig of the finished options',
-  )
+  checked(libc().fsconfig(...createArguments(context)), 'fsconfig of the finished options')
+}
+
+/** The same in another thread. Rejects with KernelError, whose errno is not known. */
+export async function fsconfigCreateElsewhere(context: number): Promise<void> {
+  const result = await elsewhere(libc().fsconfig, ...createArguments(context))
+  if (result < 0) throw failedElsewhere('fsconfig of the finished options')
+}
+
+function createArguments(context: number): Parameters<Libc['fsconfig']> {
+  return [SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, null, null, 0]
 }
 
 /** A detached mount of a made file system, as a file descriptor: fsmount(2). */
@@ -299,13 +306,22 @@ export function fsmount(context: number, attributes: { readOnly: boolean }): num
   return checked(libc().numeric(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, flags), 'fsmount')
 }
 
-/** Attaches a detached mount at a directory: move_mount(2). */
-export function moveMount(detached: number, target: string): void {
-  checked(
-    libc().moveMount(SYS_MOVE_MOUNT, detached, '', AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH),
-    `move_mount to ${target}`,
+/**
+ * Attaches a detached mount at a directory: move_mount(2). In another thread: whoever mounts or unmounts at the same time is waited for.
+ * Rejects with KernelError.
+ */
+export async function moveMount(detached: number, target: string): Promise<void> {
+  const call: Parameters<Libc['moveMount']> = [
+    SYS_MOVE_MOUNT,
+    detached,
+    '',
+    AT_FDCWD,
     target,
-  )
+    MOVE_MOUNT_F_EMPTY_PATH,
+  ]
+  if ((await elsewhere(libc().moveMount, ...call)) >= 0) return
+  // errno is the other thread's: once more in this one, to learn it.
+  checked(libc().moveMount(...call), `move_mount to ${target}`, target)
 }
 
 /**
@@ -371,6 +387,15 @@ export function ioctlBytes(
   checked(libc().ioctlBytes(fd, request.code, bytes), `ioctl ${request.name}`)
 }
 
+/** The same in another thread. Whoever needs the errno of a failure makes the call once more in this one. */
+export async function ioctlBytesElsewhere(
+  fd: number,
+  request: { name: string; code: number },
+  bytes: Uint8Array,
+): Promise<boolean> {
+  return (await elsewhere(libc().ioctlBytes, fd, request.code, bytes)) >= 0
+}
+
 /**
  * The same as `ioctl` in another thread, for calls that wait for reads which this process answers. Rejects with KernelError, whose
  * errno is not known: it is the other thread's.
@@ -380,13 +405,26 @@ export async function ioctlElsewhere(
   request: { name: string; code: number },
   value: number,
 ): Promise<void> {
+  const result = await elsewhere(libc().ioctl, fd, request.code, value)
+  if (result < 0) throw failedElsewhere(`ioctl ${request.name}`)
+}
+
+/** What a call returns that is made in one of libuv's threads. */
+async function elsewhere<Call extends (...parameters: never[]) => number>(
+  call: KoffiFunc<Call>,
+  ...parameters: Parameters<Call>
+): Promise<number> {
   const { promise, resolve, reject } = Promise.withResolvers<number>()
-  libc().ioctl.async(fd, request.code, value, (error: unknown, result: number) => {
+  const done = (error: unknown, result: number): void => {
     if (error === null || error === undefined) resolve(result)
     else reject(error)
-  })
-  if ((await promise) >= 0) return
-  throw new KernelError('INTERNAL', `ioctl ${request.name} failed`, { syscall: 'ioctl' })
+  }
+  call.async(...parameters, done)
+  return await promise
+}
+
+function failedElsewhere(what: string): KernelError {
+  return new KernelError('INTERNAL', `${what} failed`, { syscall: what.split(' ', 1)[0] })
 }
 
 /** The wall clock in nanoseconds since the epoch, of which Node tells the milliseconds only: clock_gettime(2). */

@@ -1,7 +1,7 @@
 import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { KernelError } from '../errors.ts'
-import { ioctl, ioctlBytes, ioctlElsewhere } from './libc.ts'
+import { ioctl, ioctlBytes, ioctlBytesElsewhere, ioctlElsewhere } from './libc.ts'
 
 // linux/loop.h. LOOP_CONFIGURE is of Linux 5.8.
 const LOOP_CHANGE_FD = { name: 'LOOP_CHANGE_FD', code: 0x4c06 } as const
@@ -42,37 +42,37 @@ export type LoopDevice = {
 
 /**
  * Attaches a file to a free loop device, read-only. The device frees itself when the last who has it open, such as a file system
- * mounted from it, lets go: dispose of the handle once that is so. `tag`, at most 63 bytes, finds it again. Throws KernelError.
+ * mounted from it, lets go: dispose of the handle once that is so. `tag`, at most 63 bytes, finds it again. Rejects with KernelError.
  */
-export function attachLoop(
+export async function attachLoop(
   backingPath: string,
   { tag, direct }: { readonly tag: string; readonly direct: boolean },
-): Disposable & { readonly path: string } {
+): Promise<AsyncDisposable & { readonly path: string }> {
   const name = Buffer.from(tag)
   if (name.length >= FILE_NAME_BYTES) {
     throw new KernelError('INVALID_ARGUMENT', `tag ${tag} has ${name.length} bytes`, { tag })
   }
-  using opened = new DisposableStack()
-  const control = openFile(CONTROL, opened)
-  const backing = openFile(backingPath, opened)
+  await using control = await open(CONTROL)
+  await using backing = await open(backingPath)
   for (let attempt = 0; ; attempt++) {
-    const path = `/dev/loop${ioctl(control, LOOP_CTL_GET_FREE, 0)}`
-    const device = openSync(path, 'r')
+    const path = `/dev/loop${ioctl(control.fd, LOOP_CTL_GET_FREE, 0)}`
+    const device = await open(path)
     const config = Buffer.alloc(CONFIG_BYTES)
-    config.writeUInt32LE(backing, 0)
+    config.writeUInt32LE(backing.fd, 0)
     const flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR | (direct ? LO_FLAGS_DIRECT_IO : 0)
     config.writeUInt32LE(flags, CONFIG_INFO_AT + INFO_FLAGS_AT)
     name.copy(config, CONFIG_INFO_AT + INFO_FILE_NAME_AT)
     try {
-      ioctlBytes(device, LOOP_CONFIGURE, config)
+      if (!(await ioctlBytesElsewhere(device.fd, LOOP_CONFIGURE, config)))
+        ioctlBytes(device.fd, LOOP_CONFIGURE, config)
     } catch (error) {
-      closeSync(device)
+      await device.close()
       // Somebody else has taken it meanwhile.
       const isTaken = error instanceof KernelError && error.facts['errno'] === 'EBUSY'
       if (isTaken && attempt < ATTEMPTS_MAX) continue
       throw error
     }
-    return { path, [Symbol.dispose]: () => closeSync(device) }
+    return { path, [Symbol.asyncDispose]: () => device.close() }
   }
 }
 

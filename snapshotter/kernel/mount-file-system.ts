@@ -3,6 +3,7 @@ import { KernelError } from '../errors.ts'
 import {
   FSCONFIG_VALUE_MAX,
   fsconfigCreate,
+  fsconfigCreateElsewhere,
   fsconfigSet,
   fsmount,
   fsopen,
@@ -20,12 +21,11 @@ export type FileSystemMount = {
 
 /**
  * Mounts a file system through fsopen(2) and fsconfig(2): no loop device behind our back as mount(8) makes, no option page
- * of 4096 bytes, and the kernel's own words in the error.
- * Blocks the calling thread: a FUSE server that the kernel asks meanwhile must not need this thread to answer.
- * Throws KernelError; nothing is left mounted then.
+ * of 4096 bytes, and the kernel's own words in the error. What takes long is done in other threads.
+ * Rejects with KernelError; nothing is left mounted then.
  */
-export function mountFileSystem(request: FileSystemMount): void {
-  const { type, target, options, readOnly } = request
+export async function mountFileSystem(request: FileSystemMount): Promise<void> {
+  const { type, target, options } = request
   for (const [key, value] of options) {
     if (value !== undefined && Buffer.byteLength(value) >= FSCONFIG_VALUE_MAX) {
       throw new KernelError(
@@ -35,13 +35,26 @@ export function mountFileSystem(request: FileSystemMount): void {
       )
     }
   }
+  try {
+    await mountBy(request, fsconfigCreateElsewhere)
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error
+    // errno is the other thread's, and a context that failed is of no more use: all of it once more in this one, to learn it.
+    await mountBy(request, fsconfigCreate)
+  }
+}
+
+async function mountBy(
+  { type, target, options, readOnly }: FileSystemMount,
+  create: (context: number) => void | Promise<void>,
+): Promise<void> {
   const context = fsopen(type)
   try {
     for (const [key, value] of options) fsconfigSet(context, key, value)
-    fsconfigCreate(context)
+    await create(context)
     const detached = fsmount(context, { readOnly })
     try {
-      moveMount(detached, target)
+      await moveMount(detached, target)
     } finally {
       closeSync(detached)
     }

@@ -4,6 +4,7 @@ import type { RepositoryScope } from '../image-registries.ts'
 import type { Digest } from '../oci/digest.ts'
 import type { RegistryPlace } from '../oci/registry-reference.ts'
 import { preparedOnce } from '../prepared-once.ts'
+import { type SyncFile, WriteAheadLog } from '../write-ahead-log.ts'
 
 /** How a layer's blob holds its tar, found by looking at the bytes; the last two are read by another tool's tables. */
 export type LayerFormat = 'tar' | 'tar+gzip' | 'tar+zstd' | 'tar+zstd:chunked' | 'tar+estargz'
@@ -156,9 +157,12 @@ const SCHEMA_STEPS: readonly string[] = [
    ) STRICT;`,
 ]
 
-/** Which images and layers this node knows, in an embedded database; every call is one durable transaction. */
-export class Catalog implements Disposable {
+/**
+ * Which images and layers this node knows, in an embedded database; every call is one transaction, on disk once `flushed` resolves.
+ */
+export class Catalog implements AsyncDisposable {
   readonly #db: DatabaseSync
+  readonly #log: WriteAheadLog
   readonly #sql: (text: string) => StatementSync
   readonly #known = new Map<number, LayerRecord>()
 
@@ -166,7 +170,7 @@ export class Catalog implements Disposable {
    * Opens or makes the database at `path`. Throws LayerError UNAVAILABLE if another process has it open, FAILED_PRECONDITION
    * if a newer agent wrote it.
    */
-  constructor(path: string) {
+  constructor(path: string, { sync }: { readonly sync?: SyncFile | undefined } = {}) {
     this.#db = new DatabaseSync(path)
     this.#sql = preparedOnce(this.#db)
     try {
@@ -174,6 +178,7 @@ export class Catalog implements Disposable {
       this.#db.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL')
       this.#db.exec('PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; BEGIN IMMEDIATE; COMMIT')
       this.#migrate(path)
+      this.#log = new WriteAheadLog(this.#db, path, sync)
     } catch (error) {
       this.#db.close()
       if (!isBusy(error)) throw error
@@ -183,9 +188,24 @@ export class Catalog implements Disposable {
     }
   }
 
+  /** Resolves when all that was changed before this call is on disk. Rejects as `failed`. */
+  async flushed(): Promise<void> {
+    await this.#log.flushed()
+  }
+
+  /** As `WriteAheadLog.failed`. */
+  get failed(): Promise<never> {
+    return this.#log.failed
+  }
+
+  /** As `WriteAheadLog.checkpoint`. */
+  checkpoint(): void {
+    this.#log.checkpoint()
+  }
+
   /** Remembers an image, or that it was seen again. */
   rememberImage(image: Omit<ImageRecord, 'id'>): ImageRecord {
-    return this.#transaction(() => {
+    const remembered = this.#transaction(() => {
       const row = this.#sql(
         `INSERT INTO images (root_cid, manifest_digest, seen_at_ms, trusted_by) VALUES (?, ?, ?, ?)
          ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms, trusted_by = excluded.trusted_by RETURNING id`,
@@ -208,6 +228,8 @@ export class Catalog implements Disposable {
       })
       return { ...image, id }
     })
+    this.#log.committed()
+    return remembered
   }
 
   hasImage(rootCid: string, manifestDigest: string): boolean {
@@ -224,7 +246,8 @@ export class Catalog implements Disposable {
 
   /** Remembers where an image is in a registry, and for whom it was pulled. */
   addOrigin(imageId: number, { host, repository, namespace, reference }: ImageOrigin): void {
-    this.#sql('INSERT OR IGNORE INTO image_origins VALUES (?, ?, ?, ?, ?)').run(
+    this.#change(
+      'INSERT OR IGNORE INTO image_origins VALUES (?, ?, ?, ?, ?)',
       imageId,
       host,
       repository,
@@ -267,11 +290,11 @@ export class Catalog implements Disposable {
   }
 
   markTrusted(id: number, trustedBy: string): void {
-    this.#sql('UPDATE images SET trusted_by = ? WHERE id = ?').run(trustedBy, id)
+    this.#change('UPDATE images SET trusted_by = ? WHERE id = ?', trustedBy, id)
   }
 
   forgetImage(id: number): void {
-    this.#sql('DELETE FROM images WHERE id = ?').run(id)
+    this.#change('DELETE FROM images WHERE id = ?', id)
   }
 
   /** Whether there is a layer that can be mounted and was not found to be its diff ID yet. */
@@ -325,6 +348,7 @@ export class Catalog implements Disposable {
       layer.blobSize,
       Date.now(),
     )
+    this.#log.committed()
     return Number(row?.['id'])
   }
 
@@ -347,11 +371,9 @@ export class Catalog implements Disposable {
 
   /** The layer's files are durable: it can be mounted from now on. */
   finishLayer(id: number, found: FoundLayer): void {
-    this.#known.clear()
-    this.#sql(
+    this.#changeLayers(
       `UPDATE layers SET state = 'ready', format = ?, layer_size = ?, inodes = ?, inherits_dirs = ?, hides_below = ?,
          not_lazy_because = ?, verified = ?, index_cid = ? WHERE id = ?`,
-    ).run(
       found.format,
       found.layerSize,
       found.inodes,
@@ -365,32 +387,40 @@ export class Catalog implements Disposable {
   }
 
   markVerified(id: number): void {
-    this.#known.clear()
-    this.#sql('UPDATE layers SET verified = 1 WHERE id = ?').run(id)
+    this.#changeLayers('UPDATE layers SET verified = 1 WHERE id = ?', id)
   }
 
   markCorrupt(id: number): void {
-    this.#known.clear()
-    this.#sql(`UPDATE layers SET state = 'corrupt' WHERE id = ?`).run(id)
+    this.#changeLayers(`UPDATE layers SET state = 'corrupt' WHERE id = ?`, id)
   }
 
   markLost(id: number): void {
-    this.#known.clear()
-    this.#sql(`UPDATE layers SET state = 'lost', verified = 0 WHERE id = ?`).run(id)
+    this.#changeLayers(`UPDATE layers SET state = 'lost', verified = 0 WHERE id = ?`, id)
   }
 
+  /** When it was used last: nobody waits for that to be on disk. */
   touchLayer(id: number): void {
     this.#known.clear()
     this.#sql('UPDATE layers SET last_used_ms = ? WHERE id = ?').run(Date.now(), id)
   }
 
   removeLayer(id: number): void {
-    this.#known.clear()
-    this.#sql('DELETE FROM layers WHERE id = ?').run(id)
+    this.#changeLayers('DELETE FROM layers WHERE id = ?', id)
   }
 
-  [Symbol.dispose](): void {
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#log[Symbol.asyncDispose]()
     this.#db.close()
+  }
+
+  #change(sql: string, ...parameters: (string | number | null)[]): void {
+    this.#sql(sql).run(...parameters)
+    this.#log.committed()
+  }
+
+  #changeLayers(sql: string, ...parameters: (string | number | null)[]): void {
+    this.#known.clear()
+    this.#change(sql, ...parameters)
   }
 
   #migrate(path: string): void {

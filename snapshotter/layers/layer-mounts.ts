@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, rmdirSync } from 'node:fs'
-import { readdir, readFile, rm } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rm, rmdir } from 'node:fs/promises'
 import { basename } from 'node:path'
 import { z } from 'zod'
 import type { BlobStore } from '../blobs/blob-store.ts'
@@ -29,6 +29,13 @@ export type LazyMount = {
   readonly kind: MountKind
   /** Bottom first; more than one in a merged mount. */
   readonly layers: readonly number[]
+}
+
+/** One that the kernel is making. */
+type MountUnderway = {
+  readonly layers: readonly number[]
+  /** One of its layers was to be taken down meanwhile. */
+  isReleased: boolean
 }
 
 type HeldMount = {
@@ -77,7 +84,7 @@ type Options = {
 }
 
 type Parts = {
-  readonly store: BlobStore
+  readonly store: Pick<BlobStore, 'get' | 'layers' | 'read'>
   readonly log: Log
   readonly tables: TableThread
   readonly devices: LayerDevices
@@ -98,8 +105,9 @@ export class LayerMounts {
   readonly #mounts = new Map<string, HeldMount>()
   /** Layers that are read through FUSE even when they are complete, and by how many who want that. */
   readonly #watched = new Map<number, number>()
-  /** Layers whose mounts are being turned to their plain files. */
-  readonly #settling = new Map<number, Promise<void>>()
+  /** The last that was asked for of each layer: it is mounted, or turned to its plain file, but not both at once. */
+  readonly #turns = new Map<number, Promise<void>>()
+  readonly #underway = new Set<MountUnderway>()
   /** Derived metadata images being written, by id: two containers of an image may start at once. */
   readonly #deriving = new Map<string, Promise<void>>()
   /** Those that were written, or found to be what was written, since this process started. */
@@ -171,20 +179,12 @@ export class LayerMounts {
    * ours. Never rejects: where that fails they go on through FUSE.
    */
   settle(layer: number): Promise<void> {
-    const before = this.#settling.get(layer) ?? Promise.resolve()
-    const settling = before
-      .then(() => this.#settle(layer))
-      .catch((error: unknown) =>
-        this.#parts.log.warn(
-          { layer, reason: String(error) },
-          `containers go on reading layer ${layer} through the agent, though it is complete: ${String(error)}`,
-        ),
-      )
-      .finally(() => {
-        if (this.#settling.get(layer) === settling) this.#settling.delete(layer)
-      })
-    this.#settling.set(layer, settling)
-    return settling
+    return this.#inTurn([layer], () => this.#settle(layer)).catch((error: unknown) =>
+      this.#parts.log.warn(
+        { layer, reason: String(error) },
+        `containers go on reading layer ${layer} through the agent, though it is complete: ${String(error)}`,
+      ),
+    )
   }
 
   async #settle(layer: number): Promise<void> {
@@ -226,14 +226,12 @@ export class LayerMounts {
     const bottom = layers.findLastIndex(({ hidesBelow }) => hidesBelow)
     const shown = layers.slice(Math.max(0, bottom))
     const ids = shown.map(({ id }) => id)
-    // Whether a mount of them will do is known when none is being turned to another file.
-    await Promise.all(ids.flatMap((id) => this.#settling.get(id) ?? []))
     if (ids.length >= this.#options.mergeLayersMin) {
       return [await this.#mountDerived({ chain: ids, devices: ids, derive: 'merge' }, signal)]
     }
     const dirs: string[] = []
     for (const [position, { id, inheritsDirs }] of shown.entries()) {
-      if (!inheritsDirs || position === 0) dirs.push(this.#mountLayer(id))
+      if (!inheritsDirs || position === 0) dirs.push(await this.#mountLayer(id))
       else dirs.push(await this.#mountInheriting(ids.slice(0, position + 1), signal))
     }
     return dirs.toReversed()
@@ -255,6 +253,9 @@ export class LayerMounts {
 
   /** Takes down every mount that shows this layer. Containers that still run on one keep it until they end. */
   release(layer: number): void {
+    for (const underway of this.#underway) {
+      if (underway.layers.includes(layer)) underway.isReleased = true
+    }
     for (const held of this.#mounts.values()) {
       if (held.mount.layers.includes(layer)) this.#unmount(held)
     }
@@ -262,17 +263,44 @@ export class LayerMounts {
 
   /** Takes down everything. */
   releaseAll(): void {
+    for (const underway of this.#underway) underway.isReleased = true
     for (const held of this.#mounts.values()) this.#unmount(held)
   }
 
-  #mountLayer(layer: number): string {
-    const { places } = this.#options
-    const kind = this.#kindFor([layer])
-    const target = `${places.mountsDir}/${layer}${kind === 'plain' ? 'p' : ''}`
-    if (!this.#has({ target, kind })) {
-      this.#mount({ target, kind, layers: [layer] }, places.metadataPath(layer))
+  #mountLayer(layer: number): Promise<string> {
+    return this.#mountOnce([layer], {
+      name: String(layer),
+      imagePath: this.#options.places.metadataPath(layer),
+    })
+  }
+
+  /** Where these layers are mounted from now on: at `name`, and a `p` behind it if that is from plain files. */
+  #mountOnce(
+    layers: readonly number[],
+    { name, imagePath }: { readonly name: string; readonly imagePath: string },
+  ): Promise<string> {
+    return this.#inTurn(layers, async () => {
+      const kind = this.#kindFor(layers)
+      const target = `${this.#options.places.mountsDir}/${name}${kind === 'plain' ? 'p' : ''}`
+      if (!this.#has({ target, kind })) await this.#mount({ target, kind, layers }, imagePath)
+      return target
+    })
+  }
+
+  /** Does `work` when nothing that was asked for before is at work on any of these layers. */
+  async #inTurn<T>(layers: readonly number[], work: () => Promise<T>): Promise<T> {
+    const before = layers.flatMap((layer) => this.#turns.get(layer) ?? [])
+    const { promise: turn, resolve: end } = Promise.withResolvers<void>()
+    for (const layer of layers) this.#turns.set(layer, turn)
+    try {
+      await Promise.all(before)
+      return await work()
+    } finally {
+      for (const layer of layers) {
+        if (this.#turns.get(layer) === turn) this.#turns.delete(layer)
+      }
+      end()
     }
-    return target
   }
 
   /** Whether there is such a mount. One through FUSE that was turned to plain files makes room: somebody wants to see reads again. */
@@ -299,12 +327,8 @@ export class LayerMounts {
     this.#deriving.set(id, writing)
     await writing.finally(() => this.#deriving.delete(id))
     signal.throwIfAborted()
-    const kind = this.#kindFor(devices)
-    const target = `${places.mountsDir}/x${id}${kind === 'plain' ? 'p' : ''}`
-    if (!this.#has({ target, kind })) {
-      this.#mount({ target, kind, layers: devices }, `${places.derivedDir}/${id}.erofs`)
-    }
-    return target
+    const imagePath = `${places.derivedDir}/${id}.erofs`
+    return this.#mountOnce(devices, { name: `x${id}`, imagePath })
   }
 
   async #writeDerived(id: string, { chain, devices, derive }: Derived): Promise<void> {
@@ -399,34 +423,49 @@ export class LayerMounts {
     }
   }
 
-  #mount(mount: LazyMount, imagePath: string): void {
+  /** Rejects with KernelError, and with LayerError ABORTED if one of the layers was to be taken down meanwhile. */
+  async #mount(mount: LazyMount, imagePath: string): Promise<void> {
     const { places, readAheadKb } = this.#options
-    const { devices } = this.#parts
+    const { devices, log } = this.#parts
+    const { target, kind, layers } = mount
     const isOverLoops = this.#isOverLoops(mount)
-    mkdirSync(mount.target, { recursive: true })
     const pins = this.#pinsFor(mount)
+    const underway = { layers, isReleased: false }
+    this.#underway.add(underway)
     try {
-      mountErofs({
+      await mkdir(target, { recursive: true })
+      await mountErofs({
         imagePath,
-        devicePaths: mount.layers.map((layer) =>
-          mount.kind === 'plain' ? places.dataPath(layer) : places.fusePath(layer),
+        devicePaths: layers.map((layer) =>
+          kind === 'plain' ? places.dataPath(layer) : places.fusePath(layer),
         ),
-        target: mount.target,
+        target,
         readAheadKb,
         ...(isOverLoops && {
           loopTags: {
             image: devices.imageTag,
-            devices: mount.layers.map((layer) => devices.tagOf(layer)),
+            devices: layers.map((layer) => devices.tagOf(layer)),
           },
         }),
       })
     } catch (error) {
       pins[Symbol.dispose]()
-      rmdirSync(mount.target)
+      await rmdir(target).catch(() => undefined)
       throw error
+    } finally {
+      this.#underway.delete(underway)
     }
-    this.#mounts.set(mount.target, { mount, isOverLoops, pins })
-    this.#parts.log.debug({ target: mount.target, kind: mount.kind }, 'mounted a lazy layer')
+    const held = { mount, isOverLoops, pins }
+    this.#mounts.set(target, held)
+    if (underway.isReleased) {
+      this.#unmount(held)
+      const names = layers.join(', ')
+      throw new LayerError(
+        'ABORTED',
+        `layer ${names} was taken down while it was mounted: try again`,
+      )
+    }
+    log.debug({ target, kind }, 'mounted a lazy layer')
   }
 
   /** Throws LayerError FAILED_PRECONDITION if a layer cannot be mounted in any way that this kernel has. */

@@ -171,8 +171,11 @@ export class Layers implements LazyLayers, AsyncDisposable {
     return this.#claimed(record)
   }
 
-  #claimed(record: LayerRecord): ClaimedLayer {
-    this.#parts.catalog.touchLayer(record.id)
+  async #claimed(record: LayerRecord): Promise<ClaimedLayer> {
+    const { catalog } = this.#parts
+    catalog.touchLayer(record.id)
+    // Before a snapshot names it.
+    await catalog.flushed()
     const { id, diffId, blobSize, inodes } = record
     return { layer: id, diffId, size: BigInt(blobSize), inodes: BigInt(inodes) }
   }
@@ -261,7 +264,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
   }
 
   /** A layer of which all is here and was checked: it is that tar, whoever asks. */
-  #claimVerified(layerChainId: string): ClaimedLayer | undefined {
+  async #claimVerified(layerChainId: string): Promise<ClaimedLayer | undefined> {
     const { catalog } = this.#parts
     const records = catalog
       .imagesWithChain(layerChainId)
@@ -520,6 +523,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     builder.forget(record.id)
     disk.forget(record.id)
     catalog.removeLayer(record.id)
+    await catalog.flushed()
   }
 
   /**
@@ -570,6 +574,8 @@ export class Layers implements LazyLayers, AsyncDisposable {
     const isNew = catalog.layerByBlob(layer.blobCid) === undefined
     const id = catalog.beginLayer(layer)
     try {
+      // What was written by this id before is not taken for whole from here on. New ones have nothing there.
+      if (!isNew) await catalog.flushed()
       const { held, ...found } = await builder.build(id, layer, this.#closing.signal)
       catalog.finishLayer(id, found)
       disk.noteWritten(id)

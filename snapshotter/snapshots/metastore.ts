@@ -7,6 +7,7 @@ import {
 import { checkLabels, type Labels, updatedLabels } from '../containerd/labels.ts'
 import { SnapshotError } from '../errors.ts'
 import { preparedOnce } from '../prepared-once.ts'
+import { type SyncFile, WriteAheadLog } from '../write-ahead-log.ts'
 import type { Clock } from './clock.ts'
 import { DiskReserve } from './disk-reserve.ts'
 
@@ -78,18 +79,19 @@ const SQLITE_CONSTRAINT_UNIQUE = 2067
 
 /**
  * Which snapshots there are, in an embedded database that this process alone may open. Every call is one transaction,
- * on disk when it returns. Knows containerd's rules for names, kinds, parents and labels, and no directory.
+ * on disk once `flushed` resolves. Knows containerd's rules for names, kinds, parents and labels, and no directory.
  * Throws SnapshotError with the codes that containerd expects.
  */
-export class Metastore implements Disposable {
+export class Metastore implements AsyncDisposable {
   readonly #db: DatabaseSync
+  readonly #log: WriteAheadLog
   readonly #clock: Clock
   readonly #reserve: DiskReserve
   readonly #sql: (text: string) => StatementSync
   #lastId: number
 
   /** Opens or makes the database at `path`. Throws UNAVAILABLE if another process has it, FAILED_PRECONDITION if it is newer. */
-  constructor(path: string, { clock }: { clock: Clock }) {
+  constructor(path: string, { clock, sync }: { clock: Clock; sync?: SyncFile | undefined }) {
     this.#clock = clock
     this.#reserve = new DiskReserve(`${path}-reserve`)
     this.#db = new DatabaseSync(path, { readBigInts: true, enableForeignKeyConstraints: true })
@@ -99,6 +101,7 @@ export class Metastore implements Disposable {
       this.#db.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL')
       this.#db.exec('PRAGMA synchronous = FULL; BEGIN IMMEDIATE; COMMIT')
       this.#migrate(path)
+      this.#log = new WriteAheadLog(this.#db, path, sync)
     } catch (error) {
       this.#db.close()
       if (!isSqlite(error, SQLITE_BUSY)) throw error
@@ -119,11 +122,26 @@ export class Metastore implements Disposable {
     }
     for (const [done, migration] of MIGRATIONS.entries()) {
       if (done < version) continue
-      this.#transaction(() => {
+      this.#inTransaction(() => {
         this.#db.exec(migration)
         this.#db.exec(`PRAGMA user_version = ${done + 1}`)
       })
     }
+  }
+
+  /** Resolves when all that was changed before this call is on disk. Rejects as `failed`. */
+  async flushed(): Promise<void> {
+    await this.#log.flushed()
+  }
+
+  /** As `WriteAheadLog.failed`. */
+  get failed(): Promise<never> {
+    return this.#log.failed
+  }
+
+  /** As `WriteAheadLog.checkpoint`. */
+  checkpoint(): void {
+    this.#log.checkpoint()
   }
 
   /** An ID that no snapshot has or had, and that is given to nobody else while this store is open. */
@@ -354,8 +372,11 @@ export class Metastore implements Disposable {
     return new Set(rows.map((row) => Number(row['layer'])))
   }
 
-  [Symbol.dispose](): void {
-    if (this.#db.isOpen) this.#db.close()
+  /** Twice is harmless. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#db.isOpen) return
+    await this.#log[Symbol.asyncDispose]()
+    this.#db.close()
   }
 
   #insert(snapshot: {
@@ -392,7 +413,14 @@ export class Metastore implements Disposable {
     return this.get(name)
   }
 
+  /** A change. */
   #transaction<Result>(work: () => Result): Result {
+    const result = this.#inTransaction(work)
+    this.#log.committed()
+    return result
+  }
+
+  #inTransaction<Result>(work: () => Result): Result {
     this.#db.exec('BEGIN IMMEDIATE')
     try {
       const result = work()

@@ -49,7 +49,7 @@ export class ShiftedMounts {
       const copy = copyMount(source)
       try {
         shift(copy, source, namespace.fd)
-        moveMount(copy, target)
+        await moveMount(copy, target)
       } finally {
         closeSync(copy)
       }

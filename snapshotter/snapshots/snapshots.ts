@@ -4,6 +4,7 @@ import type { Labels } from '../containerd/labels.ts'
 import { SnapshotError } from '../errors.ts'
 import type { Log } from '../log.ts'
 import { unlessAborted } from '../unless-aborted.ts'
+import type { SyncFile } from '../write-ahead-log.ts'
 import { wallClock } from './clock.ts'
 import { SnapshotDirectories } from './directories.ts'
 import { diskUsage } from './disk-usage.ts'
@@ -63,7 +64,7 @@ const PAGE_SNAPSHOTS = 100
 /**
  * A complete containerd snapshotter over overlayfs, whose committed snapshots may also be lazy layers. Snapshots survive
  * the process at every point: a directory is made before and deleted after its row in the metastore, so that one
- * without a row is garbage.
+ * without a row is garbage. To survive a power cut as well, whoever is told of a call waits for `flushed`.
  */
 export class Snapshots implements AsyncDisposable {
   readonly #metastore: Metastore
@@ -99,19 +100,37 @@ export class Snapshots implements AsyncDisposable {
    */
   static async open(
     { root }: { readonly root: string },
-    collaborators: { readonly layers: LazyLayers; readonly log: Pick<Log, 'warn'> },
+    collaborators: {
+      readonly layers: LazyLayers
+      readonly log: Pick<Log, 'warn'>
+      readonly sync?: SyncFile | undefined
+    },
   ): Promise<Snapshots> {
     const directories = await SnapshotDirectories.open(join(root, 'snapshots'))
-    const metastore = new Metastore(join(root, 'snapshots.db'), { clock: wallClock })
+    const { sync } = collaborators
+    const metastore = new Metastore(join(root, 'snapshots.db'), { clock: wallClock, sync })
     const shifted = await ShiftedMounts.open(join(root, 'i'))
     const snapshots = new Snapshots({ metastore, directories, shifted }, collaborators)
     try {
       await snapshots.#recover()
     } catch (error) {
-      metastore[Symbol.dispose]()
+      await metastore[Symbol.asyncDispose]()
       throw error
     }
     return snapshots
+  }
+
+  /**
+   * Resolves when all that any call before this one has changed is on disk: to be awaited before anybody is told of it. Rejects as
+   * `failed`.
+   */
+  async flushed(): Promise<void> {
+    await this.#metastore.flushed()
+  }
+
+  /** Rejects when the disk did not take a change: what is there is known after a restart only. */
+  get failed(): Promise<never> {
+    return this.#metastore.failed
   }
 
   /**
@@ -256,6 +275,11 @@ export class Snapshots implements AsyncDisposable {
     this.#metastore.refillReserve()
   }
 
+  /** As `Snapshotter.tidy`. */
+  tidy(): void {
+    this.#metastore.checkpoint()
+  }
+
   /** The lazy layers that snapshots are made of: none of them may be deleted. */
   layers(): ReadonlySet<number> {
     return this.#metastore.layers()
@@ -265,7 +289,7 @@ export class Snapshots implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#restoring
     await this.#settled()
-    this.#metastore[Symbol.dispose]()
+    await this.#metastore[Symbol.asyncDispose]()
   }
 
   async #claim(snapshot: NewSnapshot, signal: AbortSignal): Promise<SnapshotInfo | undefined> {
@@ -417,7 +441,9 @@ export class Snapshots implements AsyncDisposable {
     return ids === undefined ? lowerDirs : this.#shifted.of(id, lowerDirs, ids)
   }
 
+  /** Of a snapshot that was forgotten; not before that is on disk, or a power cut would leave the snapshot without it. */
   async #removeDirectory(id: number): Promise<void> {
+    await this.#metastore.flushed()
     await this.#shifted.release(id)
     await this.#directories.remove(id)
   }
@@ -469,7 +495,8 @@ export class Snapshots implements AsyncDisposable {
       const id = Number(name)
       if (this.#beingMade.has(id) || (Number.isSafeInteger(id) && this.#metastore.hasId(id)))
         continue
-      this.#background(`deleting the orphaned directory ${name}`, this.#directories.remove(name))
+      const removed = this.#metastore.flushed().then(() => this.#directories.remove(name))
+      this.#background(`deleting the orphaned directory ${name}`, removed)
     }
   }
 

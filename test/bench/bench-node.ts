@@ -116,10 +116,10 @@ export class BenchNode implements AsyncDisposable {
    * Mounts a layer as the agent does, content from the FUSE server, straight or over loop devices, or from the file that it serves. Resolves to
    * the directory; the mount goes with the node.
    */
-  mountLayer(id: number, content: 'fuse' | 'loop' | 'local'): string {
+  async mountLayer(id: number, content: 'fuse' | 'loop' | 'local'): Promise<string> {
     const target = this.newDirectory(content)
     const path = content === 'local' ? this.#places.dataPath(id) : this.#places.fusePath(id)
-    mountErofs({
+    await mountErofs({
       imagePath: this.#places.metadataPath(id),
       devicePaths: [path],
       target,

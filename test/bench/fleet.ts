@@ -100,7 +100,7 @@ async function startTogether(size: number, reference: string, repository: string
 async function readAll(node: BenchNode, reference: string): Promise<number> {
   const started = performance.now()
   await node.pull(reference, { all: false })
-  const target = node.mountLayer(node.layerIds[0] ?? 0, 'fuse')
+  const target = await node.mountLayer(node.layerIds[0] ?? 0, 'fuse')
   const files = Array.from({ length: FILES }, (_, file) => join(target, `file-${file}`))
   await runCommand('xargs', ['-P4', '-n1', 'cksum'], { input: files.join('\n') })
   return performance.now() - started

@@ -42,9 +42,9 @@ async function measureReads({ publisher, rounds, say }: BenchContext): Promise<F
   await node.pull(reference, { all: true })
   const [layer = 0] = node.layerIds
   const arms: Arms = {
-    fuse: node.mountLayer(layer, 'fuse'),
-    loop: node.mountLayer(layer, 'loop'),
-    local: node.mountLayer(layer, 'local'),
+    fuse: await node.mountLayer(layer, 'fuse'),
+    loop: await node.mountLayer(layer, 'loop'),
+    local: await node.mountLayer(layer, 'local'),
     ext4: sample.dir,
   }
   await runCommand('sync', [])
@@ -125,8 +125,10 @@ async function measureImageRead(context: BenchContext): Promise<Figure[]> {
   const ext4 = join(scratch.dir, 'ext4')
   await unpack(layout, ext4)
   await runCommand('sync', [])
-  const stack = (content: 'fuse' | 'loop' | 'local'): string => {
-    const lower = node.layerIds.map((id) => node.mountLayer(id, content)).toReversed()
+  const stack = async (content: 'fuse' | 'loop' | 'local'): Promise<string> => {
+    const mounted: string[] = []
+    for (const id of node.layerIds) mounted.push(await node.mountLayer(id, content))
+    const lower = mounted.toReversed()
     const target = node.newDirectory('overlay')
     mount({
       source: 'overlay',
@@ -143,7 +145,12 @@ async function measureImageRead(context: BenchContext): Promise<Figure[]> {
       await timedRead({ kind: 'files', paths: [dir], cache: 'cold', memoryBytes: 2.2 * bytes })
     ).ms
   }
-  const arms: Arms = { fuse: stack('fuse'), loop: stack('loop'), local: stack('local'), ext4 }
+  const arms: Arms = {
+    fuse: await stack('fuse'),
+    loop: await stack('loop'),
+    local: await stack('local'),
+    ext4,
+  }
   say('reading every file of the demo image')
   const ms = await medians(rounds, {
     fuse: run(arms.fuse),

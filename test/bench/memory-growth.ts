@@ -35,7 +35,7 @@ async function measureGrowth({ publisher, minutes, say }: BenchContext): Promise
   await using node = await BenchNode.start(publisher, { storeBytesMax: STORE_BYTES_MAX })
   await node.pull(reference, { all: false })
   const [layer = 0] = node.layerIds
-  const path = join(node.mountLayer(layer, 'fuse'), BIG_FILE)
+  const path = join(await node.mountLayer(layer, 'fuse'), BIG_FILE)
   const startedAt = performance.now()
   const samples: { hours: number; mib: number }[] = []
   let reads = 0

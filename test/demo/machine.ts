@@ -33,9 +33,9 @@ export function checkMachine(): void {
   }
 }
 
-/** Throws CommandFailure unless this kernel can mount layers lazily whose files lie in `folder`. */
-export function checkKernel(folder: string): void {
-  const { rung, reason } = probeKernel(folder)
+/** Rejects with CommandFailure unless this kernel can mount layers lazily whose files lie in `folder`. */
+export async function checkKernel(folder: string): Promise<void> {
+  const { rung, reason } = await probeKernel(folder)
   if (rung === 'erofs-file') return
   throw refusal(
     `this kernel, Linux ${release()}, cannot mount layers lazily: ${reason}`,

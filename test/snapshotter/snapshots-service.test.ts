@@ -16,6 +16,7 @@ afterEach(() => {
   rmSync(root, { recursive: true })
 })
 
+const { signal } = new AbortController()
 const ref = 'containerd.io/snapshot.ref'
 
 async function namesOf(snapshots: AsyncIterable<{ name: string }>): Promise<string[]> {
@@ -52,6 +53,64 @@ test('a layer that is removed each time before its snapshot is made is ABORTED, 
   })
   removals = 2
   await expect(prepare()).rejects.toMatchObject({ code: status.ALREADY_EXISTS })
+})
+
+test('no call is answered before the disk has what the answer tells of, be it a failure', async () => {
+  const claim = (): Promise<ClaimedLayer> =>
+    Promise.resolve({ layer: 1, diffId: 'sha256:c1', size: 1n, inodes: 1n })
+  let disk = Promise.withResolvers<void>()
+  let asked = Promise.withResolvers<void>()
+  const sync = (): Promise<void> => {
+    asked.resolve()
+    return disk.promise
+  }
+  await using served = await serveSnapshots(
+    root,
+    { ...noLazyLayers, claim, holds: () => true },
+    sync,
+  )
+  const { client } = served
+  const calls = [
+    () => client.prepare('k', ''),
+    () => client.prepare('claimed', '', { [ref]: 'sha256:c1' }).catch(({ code }) => code),
+    () => client.commit('base', 'k'),
+    () => client.update({ name: 'base', labels: { l: 'x' } }),
+    () => client.view('view', 'base'),
+    () => client.remove('view'),
+  ]
+  for (const call of calls) {
+    let answered = false
+    const answer = call().finally(() => {
+      answered = true
+    })
+    await asked.promise
+    for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate)
+    expect(answered).toBe(false)
+    disk.resolve()
+    await answer
+    ;[disk, asked] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+  }
+})
+
+test('a list is not told before the disk has what is in it', async () => {
+  const disk = Promise.withResolvers<void>()
+  await using served = await serveSnapshots(root, noLazyLayers, () => disk.promise)
+  const { client, snapshots } = served
+  await snapshots.prepare({ key: 'k', parent: undefined, labels: new Map() }, signal)
+  let listed = false
+  const list = namesOf(client.walk()).then((names) => {
+    listed = true
+    return names
+  })
+  const stat = client.stat('none').catch(({ code }) => {
+    listed = true
+    return code
+  })
+  for (let turn = 0; turn < 200; turn++) await new Promise(setImmediate)
+  expect(listed).toBe(false)
+  disk.resolve()
+  expect(await list).toEqual(['k'])
+  expect(await stat).toBe(status.NOT_FOUND)
 })
 
 test('a filter that cannot be parsed is INVALID_ARGUMENT', async () => {

@@ -77,7 +77,7 @@ export class Scratch implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#abortFuse()
+    await this.#abortFuse()
     await new ControlGroup(this.#group).end()
     for (const path of [this.run, this.dir]) unmountBelow(path)
     await removeShimSockets(this.run)
@@ -86,14 +86,14 @@ export class Scratch implements AsyncDisposable {
   }
 
   /** Fails the reads that a FUSE server left unanswered: whoever waits for one cannot be killed, nor a mount be undone. */
-  #abortFuse(): void {
+  async #abortFuse(): Promise<void> {
     const mounts = [this.dir, this.run].flatMap((path) => listMounts(path))
     const devices = mounts.filter(({ type }) => type.startsWith('fuse')).map(({ device }) => device)
     if (devices.length === 0) return
     // The machine may not have this mounted, or may have it in many a place.
     const control = join(this.run, 'fuse-control')
     mkdirSync(control, { recursive: true })
-    mountFileSystem({ type: 'fusectl', target: control, options: [], readOnly: false })
+    await mountFileSystem({ type: 'fusectl', target: control, options: [], readOnly: false })
     for (const device of new Set(devices)) {
       const abort = join(control, device.split(':')[1] ?? '', 'abort')
       if (existsSync(abort)) writeFileSync(abort, '1')

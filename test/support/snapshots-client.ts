@@ -13,6 +13,7 @@ import type { Mount__Output } from '../../proto/types/containerd/types/Mount.ts'
 import type { LazyLayers } from '../../snapshotter/snapshots/lazy-layers.ts'
 import { Snapshots } from '../../snapshotter/snapshots/snapshots.ts'
 import { snapshotsService } from '../../snapshotter/snapshots-service.ts'
+import type { SyncFile } from '../../snapshotter/write-ahead-log.ts'
 import { noLazyLayers } from './no-lazy-layers.ts'
 
 /** As containerd's proxy snapshotter: the wire's calls, spelled as its Go interface spells them. */
@@ -82,10 +83,13 @@ export type TestSnapshotter = AsyncDisposable & {
 export async function serveSnapshots(
   root: string,
   layers: LazyLayers = noLazyLayers,
+  sync?: SyncFile,
 ): Promise<TestSnapshotter> {
   await using opened = new AsyncDisposableStack()
   const log = pino({ level: 'silent' })
-  const snapshots = opened.use(await Snapshots.open({ root }, { layers, log }))
+  const snapshots = opened.use(
+    await Snapshots.open({ root }, { layers, log, ...(sync && { sync }) }),
+  )
   const socketPath = join(root, 'agent.sock')
   const { signal } = new AbortController()
   opened.use(

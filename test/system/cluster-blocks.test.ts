@@ -56,7 +56,7 @@ afterAll(async () => await opened.disposeAsync(), 60_000)
 /** Digests of all files, as a process of its own reads them. */
 async function readAll(node: BenchNode): Promise<string[]> {
   await node.pull(reference, { all: false })
-  const target = node.mountLayer(node.layerIds[0] ?? 0, 'fuse')
+  const target = await node.mountLayer(node.layerIds[0] ?? 0, 'fuse')
   const paths = contents.map((_, file) => join(target, `file-${file}`))
   const sums = await runCommand('sha256sum', paths)
   return sums

@@ -193,7 +193,7 @@ test(
     await agent.stop('SIGKILL')
     const control = join(scratch.run, 'control')
     mkdirSync(control)
-    mountFileSystem({ type: 'fusectl', target: control, options: [], readOnly: false })
+    await mountFileSystem({ type: 'fusectl', target: control, options: [], readOnly: false })
     writeFileSync(join(control, files?.device.split(':')[1] ?? '', 'abort'), '1')
     const stale = manager.stored
     const keeper = keeperPid(agent)

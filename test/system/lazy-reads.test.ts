@@ -158,7 +158,7 @@ for path in sys.stdin.read().splitlines():
 async function requestCounter(): Promise<() => number> {
   const control = join(node.scratch.run, 'requests')
   await mkdir(control)
-  mountFileSystem({ type: 'fusectl', target: control, options: [], readOnly: true })
+  await mountFileSystem({ type: 'fusectl', target: control, options: [], readOnly: true })
   const fuse = listMounts(node.agent.runDir).find(({ type }) => type.startsWith('fuse'))
   const path = join(control, fuse?.device.split(':')[1] ?? '', 'waiting')
   return () => Number(readFileSync(path, 'utf8'))

@@ -34,7 +34,7 @@ async function kernel(config: Config, agent: RunningAgent, signal: AbortSignal):
   if (status !== undefined) return ofReport({ rung: status.rung, reason: status.rungReason })
   if (process.getuid?.() !== 0) return notChecked('only root can mount to see what the kernel does')
   const { folder } = await diskOf(config.root)
-  return ofReport(probeKernel(folder))
+  return ofReport(await probeKernel(folder))
 }
 
 /** Of what was probed here, or of what the agent said of its own probe. */

@@ -33,7 +33,7 @@ test('a process killed in the middle of an upload has lost no blob that it ackno
       })
       next += child.stdout.split('\n').filter((line) => line !== '').length
 
-      using store = await ContentStore.open(
+      await using store = await ContentStore.open(
         { root: `${root}/content`, recordsPath: `${root}/content.db` },
         { published: NOTHING_PUBLISHED, log: { info: () => undefined } },
       )

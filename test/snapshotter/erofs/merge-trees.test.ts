@@ -8,12 +8,18 @@ import { mountTree, Scratch } from './mounted-image.ts'
 import { device, directory, expectedTree, fifo, file, symlink } from './tree-model.ts'
 
 // The oracle is the kernel: each layer mounted by itself, overlayfs over all of them.
-function differencesToOverlay(trees: readonly DirNode[], layers: readonly Uint8Array[]): string[] {
+async function differencesToOverlay(
+  trees: readonly DirNode[],
+  layers: readonly Uint8Array[],
+): Promise<string[]> {
   using scratch = new Scratch()
-  const merged = mountTree(scratch, mergeTrees(trees), layers)
-  const lowers = trees.map((tree, n) => mountTree(scratch, tree, layers.slice(n, n + 1)).target)
+  const merged = await mountTree(scratch, mergeTrees(trees), layers)
+  const lowers: string[] = []
+  for (const [n, tree] of trees.entries()) {
+    lowers.push((await mountTree(scratch, tree, layers.slice(n, n + 1))).target)
+  }
   const target = scratch.mounted(scratch.folder())
-  mountFileSystem({
+  await mountFileSystem({
     type: 'overlay',
     target,
     options: [
@@ -34,18 +40,18 @@ function withoutLinkCounts(tree: ReadonlyMap<string, SeenEntry>): Map<string, Se
   return new Map([...tree].map(([path, entry]) => [path, { ...entry, links: 0 }]))
 }
 
-test('a merged image shows what overlayfs shows of 2 to 8 random layers', () => {
+test('a merged image shows what overlayfs shows of 2 to 8 random layers', async () => {
   for (let seed = 1; seed <= 25; seed++) {
     const random = seeded(seed)
     const layers = Array.from({ length: 2 + random(7) }, () =>
       new Uint8Array(8192).map(() => random(256)),
     )
     const trees = layers.map(() => randomTree(random))
-    expect(differencesToOverlay(trees, layers), `seed ${seed}`).toEqual([])
+    expect(await differencesToOverlay(trees, layers), `seed ${seed}`).toEqual([])
   }
 }, 120_000)
 
-test('files and directories replace each other through three layers as in overlayfs', () => {
+test('files and directories replace each other through three layers as in overlayfs', async () => {
   const below = directory({
     a: directory({ old: file() }),
     b: file(),
@@ -54,7 +60,7 @@ test('files and directories replace each other through three layers as in overla
   const middle = directory({ a: file(), b: directory({ new: file() }), c: { kind: 'whiteout' } })
   const above = directory({ a: directory({ newest: file() }), b: symlink('a'), c: directory({}) })
   const layers = [0, 1, 2].map((n) => new Uint8Array(512).fill(n))
-  expect(differencesToOverlay([below, middle, above], layers)).toEqual([])
+  expect(await differencesToOverlay([below, middle, above], layers)).toEqual([])
 })
 
 test('the input stays as it was, and hard links stay one node', () => {
@@ -69,10 +75,10 @@ test('the input stays as it was, and hard links stay one node', () => {
   expect([...below.children.keys()]).toEqual(['kept', 'gone'])
 })
 
-test('an opaque root hides all layers below, which overlayfs itself does not', () => {
+test('an opaque root hides all layers below, which overlayfs itself does not', async () => {
   const trees = [directory({ a: file() }), directory({ b: file() }, { opaque: true })]
   expect([...mergeTrees(trees).children.keys()]).toEqual(['b'])
-  expect(differencesToOverlay(trees, [new Uint8Array(0), new Uint8Array(0)])).toEqual([
+  expect(await differencesToOverlay(trees, [new Uint8Array(0), new Uint8Array(0)])).toEqual([
     expect.stringContaining('"a": undefined should be') as string,
   ])
 })
@@ -112,13 +118,13 @@ test('what is below an opaque directory or a whiteout is not inherited', () => {
   })
 })
 
-test('random layers whose implied directories inherited show the same merged and under overlayfs', () => {
+test('random layers whose implied directories inherited show the same merged and under overlayfs', async () => {
   for (let seed = 100; seed < 110; seed++) {
     const random = seeded(seed)
     const layers = Array.from({ length: 4 }, () => new Uint8Array(8192).map(() => random(256)))
     const implied = layers.map(() => randomTree(random, { implied: true }))
     const trees = implied.map((tree, n) => inheritImplied(tree, mergeTrees(implied.slice(0, n))))
-    expect(differencesToOverlay(trees, layers), `seed ${seed}`).toEqual([])
+    expect(await differencesToOverlay(trees, layers), `seed ${seed}`).toEqual([])
     expect(expectedTree(mergeTrees(trees), layers), `seed ${seed}`).toEqual(
       expectedTree(mergeTrees(implied), layers),
     )

@@ -14,9 +14,9 @@ const root = directory({
   f: file({ size: 1024, extents: [{ fileOffset: 0, layerOffset: 0, length: 1024 }] }),
 })
 
-test('a mounted image is read-only, listed as EROFS, and reads ahead as far as asked', () => {
+test('a mounted image is read-only, listed as EROFS, and reads ahead as far as asked', async () => {
   using scratch = new Scratch()
-  const { target } = mountTree(scratch, root, [layer])
+  const { target } = await mountTree(scratch, root, [layer])
   expect(readFileSync(join(target, 'f'))).toEqual(Buffer.from(layer))
   expect(() => execFileSync('touch', [join(target, 'new')], { stdio: 'pipe' })).toThrow(
     'Read-only file system',
@@ -32,7 +32,7 @@ test('a mounted image is read-only, listed as EROFS, and reads ahead as far as a
   ])
   const image = scratch.file(imageOf(root, [layer]).bytes)
   const far = scratch.mounted(scratch.folder())
-  mountErofs({
+  await mountErofs({
     imagePath: image,
     devicePaths: [scratch.file(layer)],
     target: far,
@@ -44,9 +44,9 @@ test('a mounted image is read-only, listed as EROFS, and reads ahead as far as a
   expect(readAheads).toContain('3456')
 })
 
-test('unmounting takes the name at once, while a reader keeps what it has open', () => {
+test('unmounting takes the name at once, while a reader keeps what it has open', async () => {
   using scratch = new Scratch()
-  const { target } = mountTree(scratch, root, [layer])
+  const { target } = await mountTree(scratch, root, [layer])
   const reader = execFileSync(
     'sh',
     ['-c', 'exec 3<"$1/f"; umount --lazy "$1"; cat <&3 | wc -c', 'sh', target],
@@ -55,7 +55,7 @@ test('unmounting takes the name at once, while a reader keeps what it has open',
   expect(reader.trim()).toBe('1024')
   expect(isMounted(target)).toBe(false)
 
-  const again = mountTree(scratch, root, [layer]).target
+  const again = (await mountTree(scratch, root, [layer])).target
   unmountErofs(again)
   expect(isMounted(again)).toBe(false)
   expect(readdirSync(again)).toEqual([])
@@ -121,28 +121,28 @@ test('a path that fsconfig(2) would cut off is refused', async () => {
 
 test('content that its device has lost is an I/O error, never zeros', async () => {
   using scratch = new Scratch()
-  const { target, devicePaths } = mountTree(scratch, root, [layer], { fsckContent: false })
+  const { target, devicePaths } = await mountTree(scratch, root, [layer], { fsckContent: false })
   truncateSync(devicePaths[0] ?? '', 512)
   expect(await failureOf(() => readFileSync(join(target, 'f')))).toMatchObject({ code: 'EIO' })
 })
 
-test('this kernel mounts EROFS from files, and over loop devices when asked, and the probe leaves nothing', () => {
+test('this kernel mounts EROFS from files, and over loop devices when asked, and the probe leaves nothing', async () => {
   using scratch = new Scratch()
-  expect(probeKernel(scratch.path)).toEqual({
+  expect(await probeKernel(scratch.path)).toEqual({
     rung: 'erofs-file',
     reason: 'a test image was mounted as erofs-file and read back',
   })
-  expect(probeKernel(scratch.path, ['erofs-loop'])).toMatchObject({ rung: 'erofs-loop' })
+  expect(await probeKernel(scratch.path, ['erofs-loop'])).toMatchObject({ rung: 'erofs-loop' })
   expect(readdirSync(scratch.path)).toEqual([])
   expect(listMounts(scratch.path)).toEqual([])
   expect(execFileSync('losetup', ['--list'], { encoding: 'utf8' })).not.toContain(scratch.path)
 })
 
-test('a folder that cannot back an EROFS is found out, with the kernel’s answer in the reason', () => {
+test('a folder that cannot back an EROFS is found out, with the kernel’s answer in the reason', async () => {
   using scratch = new Scratch()
   const target = scratch.mounted(scratch.folder())
   execFileSync('mount', ['-t', 'tmpfs', 'probe', target])
-  const report = probeKernel(target)
+  const report = await probeKernel(target)
   expect(report.rung).not.toBe('erofs-file')
   expect(report.reason).toContain('ENOTBLK')
   expect(statSync(target).isDirectory()).toBe(true)

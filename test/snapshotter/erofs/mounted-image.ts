@@ -47,12 +47,12 @@ export class Scratch implements Disposable {
 }
 
 /** Writes the image of `root`, has fsck.erofs check it, and mounts it in `scratch`. */
-export function mountTree(
+export async function mountTree(
   scratch: Scratch,
   root: DirNode,
   layers: readonly TestLayer[] = [],
   { fsckContent = true }: { fsckContent?: boolean } = {},
-): { target: string; image: ErofsImage; imagePath: string; devicePaths: string[] } {
+): Promise<{ target: string; image: ErofsImage; imagePath: string; devicePaths: string[] }> {
   const devicePaths = layers.map((layer) =>
     layer instanceof Uint8Array ? scratch.file(layer) : layer.path,
   )
@@ -61,7 +61,7 @@ export function mountTree(
   const checked = fsckErofs(imagePath, fsckContent ? devicePaths : [])
   if (checked.status !== 0) throw new Error(`fsck.erofs: ${checked.output}`)
   const target = scratch.mounted(scratch.folder())
-  mountErofs({ imagePath, devicePaths, target, readAheadKb: 128 })
+  await mountErofs({ imagePath, devicePaths, target, readAheadKb: 128 })
   return { target, image, imagePath, devicePaths }
 }
 

@@ -29,7 +29,7 @@ test.each(['/etc', '/usr/share/perl5', '/usr/sbin'])(
     ])
 
     const layer = { path: tarPath, bytes: statSync(tarPath).size }
-    const { target } = mountTree(scratch, buildTree(await tocOf(tarPath)), [layer])
+    const { target } = await mountTree(scratch, buildTree(await tocOf(tarPath)), [layer])
     expect(treeDifferences(readTree(target), readTree(unpacked))).toEqual([])
   },
   60_000,
@@ -60,7 +60,7 @@ test('a tar of every odd entry mounts as tar unpacks it', async () => {
     unpacked,
   ])
   const layer = { path: tarPath, bytes: statSync(tarPath).size }
-  const { target } = mountTree(scratch, buildTree(await tocOf(tarPath)), [layer])
+  const { target } = await mountTree(scratch, buildTree(await tocOf(tarPath)), [layer])
   const seen = readTree(target)
   expect(treeDifferences(seen, readTree(unpacked))).toEqual([])
   expect(seen.get('capable')?.xattrs).toHaveProperty(['security.capability'])

@@ -25,17 +25,20 @@ import { imageOf, mountTree, Scratch, type TestLayer } from './mounted-image.ts'
 import { device, directory, expectedTree, fifo, file, symlink } from './tree-model.ts'
 
 // The kernel is the judge: every tree is written, checked by fsck.erofs, mounted, and read back name by name.
-function mountedDifferences(root: DirNode, layers: readonly Uint8Array[] = []): string[] {
+async function mountedDifferences(
+  root: DirNode,
+  layers: readonly Uint8Array[] = [],
+): Promise<string[]> {
   using scratch = new Scratch()
-  const { target } = mountTree(scratch, root, layers)
+  const { target } = await mountTree(scratch, root, layers)
   return treeDifferences(readTree(target), expectedTree(root, layers))
 }
 
-test('an empty root directory is a whole image', () => {
-  expect(mountedDifferences(directory({}, { mode: 0o1777, uid: 5, gid: 6 }))).toEqual([])
+test('an empty root directory is a whole image', async () => {
+  expect(await mountedDifferences(directory({}, { mode: 0o1777, uid: 5, gid: 6 }))).toEqual([])
 })
 
-test('every kind of node keeps its name, mode, owner, time, links, device and attributes', () => {
+test('every kind of node keeps its name, mode, owner, time, links, device and attributes', async () => {
   const layer = noise(8192, 1)
   const hardLinked = file({
     size: 700,
@@ -43,7 +46,7 @@ test('every kind of node keeps its name, mode, owner, time, links, device and at
   })
   const linkedSymlink = symlink('hard/linked')
   expect(
-    mountedDifferences(
+    await mountedDifferences(
       directory({
         empty: file(),
         setuid: file({ mode: 0o4755, uid: 100_000, gid: 4_294_967_294 }),
@@ -68,20 +71,20 @@ test('every kind of node keeps its name, mode, owner, time, links, device and at
   ).toEqual([])
 })
 
-test('names may be any bytes but slash and zero, 255 of them, and sort around the dots', () => {
+test('names may be any bytes but slash and zero, 255 of them, and sort around the dots', async () => {
   const names = ['\xff\xfe', '!', '+', '-', '...', '.a', ',', 'ä', '\x01', '\x80', 'a\nb', ' ']
   const longest = ['x'.repeat(255), '\xff'.repeat(255), `${'x'.repeat(254)}y`]
   expect(
-    mountedDifferences(
+    await mountedDifferences(
       directory(Object.fromEntries([...names, ...longest].map((name) => [name, file()]))),
     ),
   ).toEqual([])
 })
 
-test('symlinks hold targets from one byte to 4,095', () => {
+test('symlinks hold targets from one byte to 4,095', async () => {
   const lengths = [1, 59, 60, 447, 448, 449, 511, 512, 513, 1024, 4095]
   expect(
-    mountedDifferences(
+    await mountedDifferences(
       directory(
         Object.fromEntries(lengths.map((length) => [`to-${length}`, symlink('t'.repeat(length))])),
       ),
@@ -89,7 +92,7 @@ test('symlinks hold targets from one byte to 4,095', () => {
   ).toEqual([])
 })
 
-test('attributes of all prefixes are kept, of any length up to 64 KiB', () => {
+test('attributes of all prefixes are kept, of any length up to 64 KiB', async () => {
   const xattrs = new Map<string, Uint8Array>([
     ['user.empty', new Uint8Array(0)],
     ['user.bytes', Buffer.from([0, 255, 10])],
@@ -100,7 +103,7 @@ test('attributes of all prefixes are kept, of any length up to 64 KiB', () => {
     ['security.capability', Buffer.from('0100000200200000000000000000000000000000', 'hex')],
   ])
   expect(
-    mountedDifferences(
+    await mountedDifferences(
       directory({
         both: file({ xattrs }),
         few: file({ xattrs: new Map([['user.a', Buffer.from('b')]]) }),
@@ -112,14 +115,14 @@ test('attributes of all prefixes are kept, of any length up to 64 KiB', () => {
   ).toEqual([])
 })
 
-test('an access control list is in force', () => {
+test('an access control list is in force', async () => {
   // struct posix_acl_xattr_header and entries: user::rw-, user:1000:r--, group::r--, mask::r--, other::---
   const acl = Buffer.from(
     '0200000001000600ffffffff02000400e803000004000400ffffffff10000400ffffffff20000000ffffffff',
     'hex',
   )
   expect(
-    mountedDifferences(
+    await mountedDifferences(
       directory({
         guarded: file({ mode: 0o640, xattrs: new Map([['system.posix_acl_access', acl]]) }),
       }),
@@ -146,12 +149,12 @@ test('attributes that EROFS cannot hold are left out and counted', () => {
   expect(image.droppedXattrs).toBe(3 + 2)
 })
 
-test('content comes from the layer wherever tar put it', () => {
+test('content comes from the layer wherever tar put it', async () => {
   const layer = noise(64 * 512, 3)
   const run = (record: number, length: number) =>
     file({ size: length, extents: [{ fileOffset: 0, layerOffset: record * 512, length }] })
   expect(
-    mountedDifferences(
+    await mountedDifferences(
       directory({
         first: run(0, 512),
         short: run(1, 1),
@@ -166,7 +169,7 @@ test('content comes from the layer wherever tar put it', () => {
   ).toEqual([])
 })
 
-test('sparse files have their holes and their data in place', () => {
+test('sparse files have their holes and their data in place', async () => {
   const layer = noise(256 * 512, 5)
   const sparse = (size: number, ...extents: [at: number, record: number, length: number][]) =>
     file({
@@ -178,7 +181,7 @@ test('sparse files have their holes and their data in place', () => {
       })),
     })
   expect(
-    mountedDifferences(
+    await mountedDifferences(
       directory({
         'all hole': sparse(1_000_000),
         'one byte of hole': sparse(1),
@@ -196,7 +199,7 @@ test('sparse files have their holes and their data in place', () => {
   ).toEqual([])
 })
 
-test('content that no whole blocks of the layer hold is copied into the image', () => {
+test('content that no whole blocks of the layer hold is copied into the image', async () => {
   const layer = noise(64 * 512, 6)
   const root = directory({
     shifted: file({ size: 1000, extents: [{ fileOffset: 0, layerOffset: 100, length: 1000 }] }),
@@ -211,16 +214,16 @@ test('content that no whole blocks of the layer hold is copied into the image', 
     plain: file({ size: 100, extents: [{ fileOffset: 0, layerOffset: 512, length: 100 }] }),
   })
   expect(filesToInline(root)).toHaveLength(3)
-  expect(mountedDifferences(root, [layer])).toEqual([])
+  expect(await mountedDifferences(root, [layer])).toEqual([])
 })
 
-test('directories hold 3,000 and 100,000 names, and every one is found', () => {
+test('directories hold 3,000 and 100,000 names, and every one is found', async () => {
   const random = seeded(8)
   const [middle, large] = [new Map<string, TreeNode>(), new Map<string, TreeNode>()]
   while (middle.size < 3000) middle.set('m'.repeat(1 + random(200)) + random(1_000_000), file())
   while (large.size < 100_000) large.set(`entry-${random(1_000_000_000)}`, symlink('same'))
   using scratch = new Scratch()
-  const { target } = mountTree(
+  const { target } = await mountTree(
     scratch,
     directory({ middle: directory(middle), large: directory(large) }),
   )
@@ -235,25 +238,25 @@ test('directories hold 3,000 and 100,000 names, and every one is found', () => {
   expect(existsSync(join(target, 'large', 'entry-'))).toBe(false)
 }, 60_000)
 
-test('directories of any length of names are searched right at every block boundary', () => {
+test('directories of any length of names are searched right at every block boundary', async () => {
   const random = seeded(9)
   for (let round = 0; round < 5; round++) {
     const children = new Map<string, TreeNode>()
     const count = 1 + random(60)
     while (children.size < count) children.set(randomName(random), fifo())
-    expect(mountedDifferences(directory({ d: directory(children) }))).toEqual([])
+    expect(await mountedDifferences(directory({ d: directory(children) }))).toEqual([])
   }
 })
 
-test('a directory 2,000 levels deep is written and mounted', () => {
+test('a directory 2,000 levels deep is written and mounted', async () => {
   let root = directory({ bottom: file() })
   for (let level = 0; level < 2000; level++) root = directory({ d: root })
   using scratch = new Scratch()
-  const { target } = mountTree(scratch, root)
+  const { target } = await mountTree(scratch, root)
   expect(statSync(`${target}/${'d/'.repeat(1000)}`).isDirectory()).toBe(true)
 })
 
-test('a file of 6 GiB is read from its layer, and a sparse one of 3 TiB has its last byte', () => {
+test('a file of 6 GiB is read from its layer, and a sparse one of 3 TiB has its last byte', async () => {
   using scratch = new Scratch()
   const [gib, tib] = [2 ** 30, 2 ** 40]
   const layer: TestLayer = { path: scratch.file(new Uint8Array(0)), bytes: 7 * gib }
@@ -262,7 +265,7 @@ test('a file of 6 GiB is read from its layer, and a sparse one of 3 TiB has its 
   ftruncateSync(writer, layer.bytes)
   for (const mark of marks) writeSync(writer, Buffer.from(`byte ${mark}`.padEnd(16)), 0, 16, mark)
   closeSync(writer)
-  const { target } = mountTree(scratch, directory({ sparse: file({ size: 3 * tib }) }))
+  const { target } = await mountTree(scratch, directory({ sparse: file({ size: 3 * tib }) }))
   expect(statSync(join(target, 'sparse')).size).toBe(3 * tib)
   expect(readAt(join(target, 'sparse'), 3 * tib - 16)).toBe('\0'.repeat(16))
 
@@ -274,7 +277,9 @@ test('a file of 6 GiB is read from its layer, and a sparse one of 3 TiB has its 
     size: 2 * tib,
     extents: [{ fileOffset: tib, layerOffset: 4 * gib, length: 2 ** 20 }],
   })
-  const image = mountTree(scratch, directory({ large, wide }), [layer], { fsckContent: false })
+  const image = await mountTree(scratch, directory({ large, wide }), [layer], {
+    fsckContent: false,
+  })
   expect(statSync(join(image.target, 'large')).size).toBe(6 * gib)
   for (const mark of marks) {
     expect(readAt(join(image.target, 'large'), mark - 512)).toBe(`byte ${mark}`.padEnd(16))
@@ -283,7 +288,7 @@ test('a file of 6 GiB is read from its layer, and a sparse one of 3 TiB has its 
   expect(readAt(join(image.target, 'wide'), tib - 16)).toBe('\0'.repeat(16))
 })
 
-test('one image takes its content from 100 layers', () => {
+test('one image takes its content from 100 layers', async () => {
   const layers = Array.from({ length: 100 }, (_, n) => noise(512 * (2 + (n % 5)), n))
   const children: Record<string, TreeNode> = {}
   for (let layer = 0; layer < layers.length; layer++) {
@@ -298,7 +303,7 @@ test('one image takes its content from 100 layers', () => {
       extents: [{ fileOffset: 1024, layerOffset: 512, length: 512 }],
     })
   }
-  expect(mountedDifferences(directory(children), layers)).toEqual([])
+  expect(await mountedDifferences(directory(children), layers)).toEqual([])
 })
 
 test('equal trees give equal bytes, in whatever order their names came', () => {

@@ -84,7 +84,7 @@ async function mountLayer(source: UnitSource, { pageCache }: { pageCache: boolea
   await writeFile(imagePath, writeErofsImage(tree, { devices, uuid: Buffer.alloc(16, 1) }).bytes)
   await mkdir(target)
   // Blocks this thread while the kernel looks up and opens the device: the serving threads answer.
-  mountErofs({ imagePath, devicePaths: [fuse.path('layer')], target, readAheadKb: 4096 })
+  await mountErofs({ imagePath, devicePaths: [fuse.path('layer')], target, readAheadKb: 4096 })
   parts.defer(() => unmountErofs(target))
   const content = (name: string): Buffer => {
     const { offset, size } = files.find((entry) => entry.name === name)!

@@ -31,9 +31,9 @@ function sectorsOf(path: string): number[] {
 
 test.each([true, false])(
   'a file is read through a device, which is found by its tag (direct: %s)',
-  (direct) => {
+  async (direct) => {
     const { ones, tag } = files()
-    using device = attachLoop(ones, { tag, direct })
+    await using device = await attachLoop(ones, { tag, direct })
     expect(device.path).toMatch(/^\/dev\/loop\d+$/)
     expect(sectorsOf(device.path)).toEqual([1, 1, 1, 1])
     expect(listLoops(tag)).toEqual([{ path: device.path, tag, backingPath: ones }])
@@ -43,7 +43,7 @@ test.each([true, false])(
 
 test('a device reads another file from then on that it is given one, for those too who have it open', async () => {
   const { ones, twos, tag } = files()
-  using device = attachLoop(ones, { tag, direct: true })
+  await using device = await attachLoop(ones, { tag, direct: true })
   await changeLoopFile(device.path, twos)
   expect(sectorsOf(device.path)).toEqual([2, 2, 2, 2])
   expect(listLoops(tag)).toEqual([{ path: device.path, tag, backingPath: twos }])
@@ -51,30 +51,30 @@ test('a device reads another file from then on that it is given one, for those t
 
 test('a file of another size is refused, and the device reads what it did', async () => {
   const { ones, short, tag } = files()
-  using device = attachLoop(ones, { tag, direct: true })
+  await using device = await attachLoop(ones, { tag, direct: true })
   await expect(changeLoopFile(device.path, short)).rejects.toThrow('LOOP_CHANGE_FD')
   expect(sectorsOf(device.path)).toEqual([1, 1, 1, 1])
 })
 
-test('a device is free again once nobody has it open', () => {
+test('a device is free again once nobody has it open', async () => {
   const { ones, tag } = files()
-  const device = attachLoop(ones, { tag, direct: true })
+  const device = await attachLoop(ones, { tag, direct: true })
   const fd = openSync(device.path, 'r')
-  device[Symbol.dispose]()
+  await device[Symbol.asyncDispose]()
   expect(listLoops(tag)).toHaveLength(1)
   closeSync(fd)
   expect(listLoops(tag)).toEqual([])
 })
 
-test('nothing can be written to it', () => {
+test('nothing can be written to it', async () => {
   const { ones, tag } = files()
-  using device = attachLoop(ones, { tag, direct: true })
+  await using device = await attachLoop(ones, { tag, direct: true })
   expect(() => writeFileSync(device.path, 'x')).toThrow(/EPERM|EACCES|EROFS/)
 })
 
-test('a file that is not there, and a tag that the kernel would cut off, are refused', () => {
+test('a file that is not there, and a tag that the kernel would cut off, are refused', async () => {
   const { ones, tag } = files()
-  expect(() => attachLoop(`${ones}-none`, { tag, direct: true })).toThrow('ENOENT')
-  expect(() => attachLoop(ones, { tag: 'x'.repeat(64), direct: true })).toThrow('64 bytes')
+  await expect(attachLoop(`${ones}-none`, { tag, direct: true })).rejects.toThrow('ENOENT')
+  await expect(attachLoop(ones, { tag: 'x'.repeat(64), direct: true })).rejects.toThrow('64 bytes')
   expect(listLoops(tag)).toEqual([])
 })

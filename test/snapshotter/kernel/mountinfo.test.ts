@@ -26,21 +26,21 @@ test('targets, sources and options are read with their escapes and any number of
   ])
 })
 
-test('only mounts at a directory and below it are listed, in the order they were made', () => {
+test('only mounts at a directory and below it are listed, in the order they were made', async () => {
   using scratch = new Scratch()
   const [inside, beside] = [join(scratch.path, 'in side'), join(scratch.path, 'in side too')]
   for (const directory of [inside, beside]) {
     mkdirSync(directory)
-    mountTmpfs(scratch.mounted(directory))
+    await mountTmpfs(scratch.mounted(directory))
   }
   mkdirSync(join(inside, 'below'))
-  mountTmpfs(scratch.mounted(join(inside, 'below')))
+  await mountTmpfs(scratch.mounted(join(inside, 'below')))
   expect(listMounts(inside).map(({ target }) => target)).toEqual([inside, join(inside, 'below')])
   expect(isMounted(inside)).toBe(true)
   umount(join(inside, 'below'), MNT_DETACH)
   expect(isMounted(join(inside, 'below'))).toBe(false)
 })
 
-function mountTmpfs(target: string): void {
-  mountFileSystem({ type: 'tmpfs', target, options: [['source', 'none']], readOnly: false })
+async function mountTmpfs(target: string): Promise<void> {
+  await mountFileSystem({ type: 'tmpfs', target, options: [['source', 'none']], readOnly: false })
 }

@@ -9,6 +9,7 @@ import type { ImageRegistries } from '../../../snapshotter/image-registries.ts'
 import type { Mount } from '../../../snapshotter/snapshots/mounts.ts'
 import { Snapshotter, type SnapshotterConfig } from '../../../snapshotter/snapshotter.ts'
 import { TrustPolicies, type TrustPolicy } from '../../../snapshotter/trust.ts'
+import type { SyncFile } from '../../../snapshotter/write-ahead-log.ts'
 import { listeningLog } from '../../support/fuse-mount.ts'
 import { mountAll } from '../../support/mount-all.ts'
 import { Scratch } from '../../support/scratch.ts'
@@ -45,18 +46,21 @@ export class LazyNode implements AsyncDisposable {
   policies: readonly TrustPolicy[] = []
   /** Other nodes of the cluster; who changes it starts the node again. */
   peers: ClusterPeers | undefined
+  /** How its databases get to disk; who changes it starts the node again. */
+  sync: SyncFile | undefined
   readonly #fuse: { fd: number; dir: string } | undefined
   #snapshotter: Snapshotter | undefined
   #mounted = 0
 
   private constructor(scratch: Scratch, isLazy: boolean, options: NodeOptions) {
-    const { keys = [], registries, ...config } = options
+    const { keys = [], registries, onRoot, ...config } = options
     this.#registries = registries
     this.scratch = scratch
     this.keys = [...keys]
     this.root = join(scratch.dir, 'agent')
     const dir = join(scratch.run, 'files')
     for (const path of [this.root, dir]) mkdirSync(path, { recursive: true })
+    onRoot?.(this.root, scratch.dir)
     this.#fuse = isLazy ? { fd: mountLayerFiles(dir), dir } : undefined
     this.#config = {
       mergeLayersMin: 24,
@@ -102,6 +106,7 @@ export class LazyNode implements AsyncDisposable {
         },
         trust: new TrustPolicies(this.policies, { onRefused: () => {} }),
         ...(this.peers && { peers: this.peers }),
+        ...(this.sync && { sync: this.sync }),
         log: this.log,
         metrics: {
           readWaited: () => {},
@@ -121,6 +126,11 @@ export class LazyNode implements AsyncDisposable {
   /** As containerd pulls: the manifest is served, then every layer is asked for by chain ID, bottom first. */
   async pull(image: PublishedImage): Promise<void> {
     await this.serve(image)
+    await this.pullLayers(image)
+  }
+
+  /** As containerd asks for the layers of a manifest that it was served. */
+  async pullLayers(image: PublishedImage): Promise<void> {
     let parent: string | undefined
     for (const chainId of image.chainIds) {
       if (this.has(chainId)) {
@@ -190,4 +200,6 @@ type NodeOptions = {
   readonly pinned?: readonly string[]
   readonly keys?: readonly KeyObject[]
   readonly registries?: ImageRegistries
+  /** Called before anything is written there, with a folder beside it. */
+  readonly onRoot?: (root: string, beside: string) => void
 }

@@ -346,7 +346,7 @@ test('a catalog of the version before knows its layers still, none of them by an
   await using scratch = Scratch.open('catalog')
   const path = join(scratch.dir, 'catalog.db')
   {
-    using catalog = new Catalog(path)
+    await using catalog = new Catalog(path)
     const layer = {
       blobCid: 'bafy',
       blobDigest: digestOf(blob),
@@ -363,6 +363,6 @@ test('a catalog of the version before knows its layers still, none of them by an
   before.exec('DROP TABLE image_origins')
   before.exec('PRAGMA user_version = 1')
   before.close()
-  using catalog = new Catalog(path)
+  await using catalog = new Catalog(path)
   expect(catalog.layers()).toMatchObject([{ blobCid: 'bafy', indexCid: undefined }])
 })

@@ -39,13 +39,13 @@ function active(metastore: Metastore, key: string, parent?: string): number {
 }
 
 describe('metastore', () => {
-  test('what was written is there after it is opened again', () => {
+  test('what was written is there after it is opened again', async () => {
     {
-      using metastore = open()
+      await using metastore = open()
       commit(metastore, 'base')
       active(metastore, 'top', 'base')
     }
-    using metastore = open()
+    await using metastore = open()
     expect(metastore.get('base')).toMatchObject({
       kind: 'committed',
       parent: undefined,
@@ -54,26 +54,26 @@ describe('metastore', () => {
     expect(metastore.get('top')).toMatchObject({ kind: 'active', parent: 'base' })
   })
 
-  test('an ID is never given twice, not even after its snapshot was removed and the store reopened', () => {
+  test('an ID is never given twice, not even after its snapshot was removed and the store reopened', async () => {
     let last = 0
     {
-      using metastore = open()
+      await using metastore = open()
       last = active(metastore, 'a')
       metastore.remove('a')
     }
-    using metastore = open()
+    await using metastore = open()
     expect(metastore.reserveId()).toBeGreaterThan(last)
   })
 
-  test('a second process is refused while it is open', () => {
-    using _metastore = open()
+  test('a second process is refused while it is open', async () => {
+    await using _metastore = open()
     expect(() => open()).toThrow(expect.objectContaining({ code: 'UNAVAILABLE' }))
     expect(() => open()).toThrow(/in use by another agent/)
   })
 
-  test('a store of a newer agent is refused, and untouched', () => {
+  test('a store of a newer agent is refused, and untouched', async () => {
     {
-      using _metastore = open()
+      await using _metastore = open()
     }
     const path = join(dir, 'db')
     const newer = new DatabaseSync(path)
@@ -82,8 +82,8 @@ describe('metastore', () => {
     expect(() => open()).toThrow(/schema version 99, this agent knows 1/)
   })
 
-  test('names are any text, but not empty and not longer than 32 KiB', () => {
-    using metastore = open()
+  test('names are any text, but not empty and not longer than 32 KiB', async () => {
+    await using metastore = open()
     for (const name of ['/a/b c', 'ü "quoted" \'\\', 'nul\0inside', 'x'.repeat(32_768)]) {
       active(metastore, name)
       expect(metastore.get(name).name).toBe(name)
@@ -95,8 +95,8 @@ describe('metastore', () => {
     }
   })
 
-  test('a label has at most 4096 bytes with its key, and one without a value is not kept', () => {
-    using metastore = open()
+  test('a label has at most 4096 bytes with its key, and one without a value is not kept', async () => {
+    await using metastore = open()
     const id = metastore.reserveId()
     const create = (labels: [string, string][]): void => {
       const snapshot = { id, kind: 'active' as const, key: 'a', parent: undefined }
@@ -111,8 +111,8 @@ describe('metastore', () => {
     expect([...metastore.get('a').labels.keys()]).toEqual(['k', '__proto__'])
   })
 
-  test('a commit may give a parent to a snapshot that was prepared without one, and change no other', () => {
-    using metastore = open()
+  test('a commit may give a parent to a snapshot that was prepared without one, and change no other', async () => {
+    await using metastore = open()
     commit(metastore, 'base')
     active(metastore, 'other')
     active(metastore, 'alone')
@@ -134,8 +134,8 @@ describe('metastore', () => {
     rebase('child', 'base')
   })
 
-  test('a failed call changes nothing', () => {
-    using metastore = open()
+  test('a failed call changes nothing', async () => {
+    await using metastore = open()
     commit(metastore, 'base')
     active(metastore, 'a', 'base')
     const before = metastore.page(0, 100)
