@@ -28,4 +28,20 @@ export interface BlockSource {
    * DATA_LOSS (only wrong bytes were offered), DEADLINE_EXCEEDED or CANCELLED (`signal`).
    */
   get(cid: CID, request: BlockRequest): Promise<Uint8Array>
+
+  /**
+   * The blocks of the file to which these names lead from the directory `root`, those on the way included, verified, in one round trip where
+   * there is somebody who can. In any other case none, or not all: none of them may be missed. Never throws.
+   */
+  along?(path: FilePath, request: BlockRequest): AsyncIterable<VerifiedBlock>
 }
+
+/** A file below a directory, of which no more than `bytesMax` bytes are wanted, those of its way included. */
+export type FilePath = {
+  readonly root: CID
+  readonly names: readonly string[]
+  readonly bytesMax: number
+}
+
+/** A block, and what it is by its CID. */
+export type VerifiedBlock = { readonly cid: CID; readonly bytes: Uint8Array }

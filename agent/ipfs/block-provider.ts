@@ -1,5 +1,10 @@
 import type { CID } from 'multiformats/cid'
-import type { BlockMemory, Priority } from '../../snapshotter/block-source.ts'
+import type {
+  BlockMemory,
+  FilePath,
+  Priority,
+  VerifiedBlock,
+} from '../../snapshotter/block-source.ts'
 import { BlockError } from '../../snapshotter/errors.ts'
 
 /** Largest block taken from anybody, in bytes: 2 MiB, the most that bitswap peers and gateways pass on. */
@@ -46,6 +51,11 @@ export interface BlockProvider {
    * DATA_LOSS (it sent other bytes), CANCELLED or DEADLINE_EXCEEDED (`signal`).
    */
   get(cid: CID, signal: AbortSignal, errand?: BlockErrand): Promise<Uint8Array>
+  /**
+   * The blocks of a file and of the way to it, by one request, verified as they come; not there if it cannot. Throws BlockError as `get`, and
+   * OUT_OF_RANGE if they are more than `bytesMax`.
+   */
+  along?(path: FilePath, signal: AbortSignal): AsyncIterable<VerifiedBlock>
 }
 
 /** Whom to ask for one block: `first` in this order, and overlapping if somebody waits; `spare` when all of these have failed. */

@@ -1,6 +1,12 @@
 import type { CID } from 'multiformats/cid'
-import type { BlockRequest, BlockSource, Priority } from '../../snapshotter/block-source.ts'
-import type { BlockError } from '../../snapshotter/errors.ts'
+import type {
+  BlockRequest,
+  BlockSource,
+  FilePath,
+  Priority,
+  VerifiedBlock,
+} from '../../snapshotter/block-source.ts'
+import { CodedError } from '../../snapshotter/errors.ts'
 import type { Log } from '../../snapshotter/log.ts'
 import { inlineBlock } from '../../snapshotter/oci/verify-block.ts'
 import {
@@ -90,6 +96,29 @@ export class BlockSources implements BlockSource {
     )
   }
 
+  /** Of whom a block would be asked for first, if that one can. */
+  async *along(
+    path: FilePath,
+    { signal }: BlockRequest,
+  ): AsyncGenerator<VerifiedBlock, void, void> {
+    const { root } = path
+    const [provider] = this.#orderFor(root).first
+    if (provider?.along === undefined || provider.health.standing !== 0) return
+    try {
+      for await (const block of provider.along(path, signal)) {
+        this.#onBytes(provider.kind, block.bytes.length)
+        yield block
+      }
+    } catch (error) {
+      if (!(error instanceof CodedError)) throw error
+      if (error.code === 'DATA_LOSS') this.#wrongBytes(provider, root, error)
+      this.#log.debug(
+        { provider: provider.name, cid: root.toString(), reason: error.message },
+        'a file did not come in one piece; its blocks are asked for one by one',
+      )
+    }
+  }
+
   async #wait(cid: CID, shared: Shared, signal: AbortSignal): Promise<Uint8Array> {
     const left = Promise.withResolvers<never>()
     const onAbort = (): void => {
@@ -153,7 +182,7 @@ export class BlockSources implements BlockSource {
     if (this.#shared.get(shared.key) === shared) this.#shared.delete(shared.key)
   }
 
-  #wrongBytes(provider: BlockProvider, cid: CID, error: BlockError): void {
+  #wrongBytes(provider: BlockProvider, cid: CID, error: CodedError): void {
     this.#log.warn(
       { provider: provider.name, cid: cid.toString(), reason: error.message },
       'a provider sent bytes that are not the block; it is asked last from now on',

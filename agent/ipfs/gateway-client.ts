@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders } from 'node:http'
 import type { CID } from 'multiformats/cid'
 import { type buildConnector, type Dispatcher, Pool } from 'undici'
+import type { FilePath, VerifiedBlock } from '../../snapshotter/block-source.ts'
 import { BlockError, CodedError } from '../../snapshotter/errors.ts'
 import { verifyBlockAside } from '../../snapshotter/oci/verify-block.ts'
 import {
@@ -11,6 +12,7 @@ import {
   ProviderHealth,
 } from './block-provider.ts'
 import { priorityHeader } from './http-priority.ts'
+import { readCar } from './read-car.ts'
 
 /** Connections to one gateway, a block each. 8: throughput on loopback no longer grew beyond it (research: 8 in parallel). */
 const CONNECTIONS_MAX = 8
@@ -23,6 +25,9 @@ const STALL_MS = 10_000
 
 /** A whole block, so that a trickle of bytes ends too. 30 s: 2 MiB at 70 KiB/s. */
 const BLOCK_MS = 30_000
+
+/** An identity CID that holds no bytes, which every gateway answers (specs.ipfs.tech, trustless-gateway, "Dedicated probe paths"). */
+const NO_BYTES_CID = 'bafkqaaa'
 
 /** What a test may shorten, in ms. */
 export type GatewayTimes = { readonly stallMs: number; readonly blockMs: number }
@@ -40,6 +45,7 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
   readonly #pool: Pool
   readonly #path: string
   readonly #times: GatewayTimes
+  readonly #connections: number
 
   /** `url` as in the config: scheme, host, port, and a path if the gateway is below one. Throws CodedError INVALID_ARGUMENT. */
   constructor(
@@ -59,6 +65,7 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
     this.name = `gateway ${url.replace(/\/$/, '')}`
     this.#path = pathname.replace(/\/$/, '').replace(/\/ipfs$/, '')
     this.#times = times
+    this.#connections = connections
     this.#pool = new Pool(origin, {
       connections,
       pipelining: 1,
@@ -97,6 +104,58 @@ export class GatewayClient implements BlockProvider, AsyncDisposable {
         error.facts,
       )
     }
+  }
+
+  /** Whoever asks so is going to ask for much: more connections are made meanwhile. */
+  async *along(
+    { root, names, bytesMax }: FilePath,
+    signal: AbortSignal,
+  ): AsyncGenerator<VerifiedBlock, void, void> {
+    const path = [root.toV1().toString(), ...names.map(encodeURIComponent)].join('/')
+    const limited = AbortSignal.any([signal, AbortSignal.timeout(this.#times.blockMs)])
+    try {
+      setImmediate(() => this.#connectMore())
+      const { statusCode, body } = await this.#pool.request({
+        method: 'GET',
+        path: `${this.#path}/ipfs/${path}?format=car&dag-scope=entity`,
+        headers: { accept: 'application/vnd.ipld.car; version=1; order=dfs; dups=n' },
+        signal: limited,
+      })
+      // Whatever is not read of it breaks the connection off, which is told as an error too.
+      body.on('error', () => undefined)
+      using _read = { [Symbol.dispose]: () => body.destroy() }
+      if (statusCode !== 200) {
+        const sentence = `${this.name} answers HTTP ${statusCode} for /ipfs/${path} as a CAR`
+        throw new BlockError('NOT_FOUND', sentence, { cid: root.toString() })
+      }
+      yield* (await readCar(upTo(bytesMax, body))).blocks
+    } catch (error) {
+      throw this.#whyNotAlong(error, root, signal)
+    }
+  }
+
+  /** By asking for the block of no bytes, as gateways are probed, on each but one of the connections that nobody has made yet. */
+  #connectMore(): void {
+    const { connected, running, pending } = this.#pool.stats
+    const path = `${this.#path}/ipfs/${NO_BYTES_CID}?format=raw`
+    for (let made = Math.max(connected, running + pending); made < this.#connections - 1; made++) {
+      void this.#pool.request({ method: 'GET', path }).then(
+        ({ body }) => body.dump(),
+        // Whoever needs the connection tells.
+        () => undefined,
+      )
+    }
+  }
+
+  #whyNotAlong(error: unknown, root: CID, signal: AbortSignal): unknown {
+    if (signal.aborted) return abortedGet(root, signal)
+    if (error instanceof CodedError) {
+      if (error.code === 'DATA_LOSS') this.health.sentWrongBytes()
+      return error
+    }
+    this.health.failed()
+    const reason = error instanceof Error ? error.message : String(error)
+    return new BlockError('UNAVAILABLE', `${this.name} failed: ${reason}`, {}, error)
   }
 
   /** Breaks off what is still on its way. */
@@ -256,6 +315,21 @@ class BlockResponse implements Dispatcher.DispatchHandler {
       { cid: this.#cid.toString() },
       cause,
     )
+  }
+}
+
+/** Throws CodedError OUT_OF_RANGE when more has come. */
+async function* upTo(
+  bytesMax: number,
+  body: AsyncIterable<Uint8Array>,
+): AsyncGenerator<Uint8Array, void, void> {
+  let received = 0
+  for await (const chunk of body) {
+    received += chunk.length
+    if (received > bytesMax) {
+      throw new CodedError('OUT_OF_RANGE', `the CAR has more than ${bytesMax} bytes`)
+    }
+    yield chunk
   }
 }
 

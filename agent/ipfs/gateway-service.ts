@@ -7,6 +7,8 @@ import type { Log } from '../../snapshotter/log.ts'
 import { parseCid } from '../../snapshotter/oci/parse-cid.ts'
 import { inlineBlock } from '../../snapshotter/oci/verify-block.ts'
 import { readDagLinks } from './dag-links.ts'
+import type { DagBlock } from './walk-dag.ts'
+import { walkPath } from './walk-path.ts'
 import { writeCar } from './write-car.ts'
 
 /** Where a gateway takes its blocks from, into `memory` if that is given; undefined is "not here". */
@@ -32,8 +34,8 @@ type CarScope = {
 }
 
 /**
- * The trustless gateway protocol (specs.ipfs.tech, trustless-gateway) from local blocks: `/ipfs/<cid>` as a raw block, or as a CAR
- * with dag-scope and entity-bytes. Nothing is fetched from elsewhere, and no path below a CID is followed.
+ * The trustless gateway protocol (specs.ipfs.tech, trustless-gateway) from local blocks: `/ipfs/<cid>` as a raw block, `/ipfs/<cid>` and paths
+ * below it as a CAR with dag-scope and entity-bytes. Nothing is fetched from elsewhere.
  */
 export function gatewayService({
   blocks,
@@ -68,19 +70,21 @@ export function gatewayService({
       method: ['GET', 'HEAD'],
       url: '/ipfs/*',
       handler: async (request, reply) => {
-        const text = request.params['*']
+        const [text = '', ...names] = request.params['*'].replace(/\/$/, '').split('/')
         const cid = cidOf(text)
         if (cid === undefined) {
-          const problem = text.includes('/')
-            ? 'is a path; only /ipfs/<cid> is served here'
-            : 'is not a CID of content'
-          return refuse(reply, 400, `${text.slice(0, 200)} ${problem}`)
+          return refuse(reply, 400, `${text.slice(0, 200)} is not a CID of content`)
         }
         switch (formatOf(request)) {
           case 'raw':
+            if (names.length > 0) {
+              const sentence =
+                'what a path leads to can be verified as a CAR only: ask with ?format=car'
+              return refuse(reply, 400, sentence)
+            }
             return sendRaw(cid, { blocks, memory }, request, reply)
           case 'car':
-            return sendCar(cid, blocks, request.query, request, reply)
+            return sendCar({ root: cid, names }, blocks, request.query, request, reply)
           default:
             return refuse(
               reply,
@@ -117,15 +121,24 @@ function whenClosed({ raw }: FastifyReply, then: () => void): void {
 }
 
 async function sendCar(
-  root: CID,
+  { root, names }: { readonly root: CID; readonly names: readonly string[] },
   blocks: GatewayBlocks,
   query: GatewayQuery,
   request: FastifyRequest,
   reply: FastifyReply,
 ): Promise<FastifyReply> {
-  const first = inlineBlock(root) ?? (await blocks.get(root))
-  if (first === undefined) return notHere(reply, root)
-  const scope = carScopeOf(query, root, first)
+  const walked =
+    names.length === 0
+      ? { end: root, way: [] }
+      : await walkPath(root, names, (cid) => blocks.get(cid))
+  if (walked === undefined) {
+    const path = [root.toString(), ...names].join('/').slice(0, 300)
+    return refuse(reply, 404, `/ipfs/${path} is not on this node, and it asks no others`)
+  }
+  const { end, way } = walked
+  const first = inlineBlock(end) ?? (await blocks.get(end))
+  if (first === undefined) return notHere(reply, end)
+  const scope = carScopeOf(query, end, first)
   if (scope === undefined) {
     const expected = 'dag-scope must be block, entity or all, and entity-bytes from:to in bytes'
     return refuse(reply, 400, expected)
@@ -133,17 +146,18 @@ async function sendCar(
   immutable(reply, root, 'car').type('application/vnd.ipld.car; version=1; order=dfs; dups=n')
   if (request.method === 'HEAD') return reply.send(Buffer.alloc(0))
   // Rejects in the middle if a block is missing, which breaks the answer off.
-  const car = writeCar(root, dagBlocks(root, blocks, scope))
+  const car = writeCar(root, dagBlocks(end, { blocks, way }, scope))
   return reply.send(Readable.from(car, { objectMode: false }))
 }
 
-/** Blocks of a DAG in depth-first order, each once. */
+/** Blocks on the way to a DAG, then its own in depth-first order, each once. */
 async function* dagBlocks(
   root: CID,
-  blocks: GatewayBlocks,
+  { blocks, way }: { readonly blocks: GatewayBlocks; readonly way: readonly DagBlock[] },
   { scope, bytes }: CarScope,
-): AsyncGenerator<{ cid: CID; bytes: Uint8Array }, void, void> {
-  const sent = new Set<string>()
+): AsyncGenerator<DagBlock, void, void> {
+  const sent = new Set(way.map(({ cid }) => cid.toString()))
+  yield* way
   const stack = [{ cid: root, start: 0 }]
   for (let next = stack.pop(); next !== undefined; next = stack.pop()) {
     const { cid, start } = next

@@ -1,4 +1,5 @@
 import type { CID } from 'multiformats/cid'
+import type { VerifiedBlock } from '../../snapshotter/block-source.ts'
 import { CodedError } from '../../snapshotter/errors.ts'
 import { inlineBlock } from '../../snapshotter/oci/verify-block.ts'
 import { readDagLinks } from './dag-links.ts'
@@ -6,7 +7,7 @@ import { readDagLinks } from './dag-links.ts'
 /** Blocks of one DAG. 4 Mi: 1 TiB in leaves of 256 KiB; their CIDs in memory are some 600 MB at worst. */
 export const DAG_BLOCKS_MAX: number = 4 * 1024 * 1024
 
-export type DagBlock = { readonly cid: CID; readonly bytes: Uint8Array }
+export type DagBlock = VerifiedBlock
 
 /**
  * The blocks of the DAG under `root` in depth-first order, links from first to last, each once. CIDs that carry their own

@@ -65,6 +65,8 @@ export class LazyLayer implements AsyncDisposable {
   readonly #onArrival: (layer: LazyLayer, bytes: number) => void
   readonly #onMostRead: (layer: LazyLayer) => void
   readonly #ahead: ReadAhead
+  /** Units that others fetch before they are read. */
+  readonly #expected = new Set<ReadonlySet<number>>()
   /** Bytes that readers have waited for, or would have. */
   #wantedBytes = 0
   #isMostRead = false
@@ -138,6 +140,15 @@ export class LazyLayer implements AsyncDisposable {
     }
   }
 
+  /**
+   * Somebody who knows which units are going to be read fetches these: a reader who waits for one of them, perhaps from front to back, is
+   * no sign that he wants what comes behind it as well. Until it is disposed of.
+   */
+  expect(units: ReadonlySet<number>): Disposable {
+    this.#expected.add(units)
+    return { [Symbol.dispose]: () => void this.#expected.delete(units) }
+  }
+
   /** Makes sure that a unit is here, unless the disk is full. Rejects as `read`. */
   async fill(unit: number, request: ReadRequest): Promise<void> {
     if (!this.file.has(unit)) await this.#fetch(unit, request)
@@ -195,7 +206,8 @@ export class LazyLayer implements AsyncDisposable {
   /** A reader waits for some bytes of a unit: fetches what it will most likely want next. */
   #goAhead(unit: number, bytes: number): void {
     this.#wantedBytes += bytes
-    for (const next of this.#ahead.waitedFor(unit)) {
+    const isExpected = [...this.#expected].some((units) => units.has(unit))
+    for (const next of isExpected ? [] : this.#ahead.waitedFor(unit)) {
       const { start, end } = unitRange(this.file.map, next)
       this.#wantedBytes += end - start
       // Whoever reads it says what is wrong with it.

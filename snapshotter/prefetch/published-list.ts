@@ -60,6 +60,14 @@ export async function readPublishedList(
   }
 }
 
+/** The files of an image's only manifest, each with the most bytes that are read of it. */
+export const ONLY_START_FILES: Readonly<
+  Record<'nodes' | 'blocks', { readonly name: string; readonly bytesMax: number }>
+> = {
+  nodes: { name: `${startName(undefined)}.car`, bytesMax: START_NODES_BYTES_MAX },
+  blocks: { name: `${startName(undefined)}.blocks`, bytesMax: START_BLOCKS_BYTES_MAX },
+}
+
 /** Where the image's publisher says what a start of a manifest wants. */
 export type PublishedStart = {
   readonly blocks: CID | undefined

@@ -48,7 +48,13 @@ export async function replayRanges(
     readonly onUnit: (layer: LazyLayer, unit: number) => void
   },
 ): Promise<Replayed> {
-  const missing = missingUnits(ranges, layers)
+  const listed = unitsOf(ranges, layers)
+  using expected = new DisposableStack()
+  for (const [layer, ofIt] of Map.groupBy(listed, ({ layer }) => layer)) {
+    expected.use(layer.expect(new Set(ofIt.map(({ unit }) => unit))))
+  }
+  // Looked at when its turn comes: somebody may have read it meanwhile.
+  const missing = listed.values().filter(({ layer, unit }) => !layer.file.has(unit))
   let [units, bytes, failed, failedInRow] = [0, 0, 0, 0]
   let reason: unknown
   const work = async (): Promise<void> => {
@@ -76,11 +82,12 @@ export async function replayRanges(
   return { units, bytes, failed, reason }
 }
 
-/** The units of the ranges in order of first mention, each once, as far as they are missing when their turn comes. */
-function* missingUnits(
+/** The units of the ranges in order of first mention, each once. */
+function unitsOf(
   ranges: readonly LayerRange[],
   layers: HeldLayers,
-): Generator<{ layer: LazyLayer; unit: number }, void> {
+): { readonly layer: LazyLayer; readonly unit: number }[] {
+  const found: { layer: LazyLayer; unit: number }[] = []
   const seen = new Map<number, Set<number>>()
   for (const range of ranges) {
     const layer = layers.get(range.layer)
@@ -92,7 +99,8 @@ function* missingUnits(
     for (let unit = unitAt(layer.file.units, range.start); unit <= last; unit++) {
       if (units.has(unit)) continue
       units.add(unit)
-      if (!layer.file.has(unit)) yield { layer, unit }
+      found.push({ layer, unit })
     }
   }
+  return found
 }

@@ -1,6 +1,6 @@
 import { CarReader } from '@ipld/car/reader'
 import { CarWriter } from '@ipld/car/writer'
-import type { CID } from 'multiformats/cid'
+import type { VerifiedBlock } from '../block-source.ts'
 import { CodedError, LayerError } from '../errors.ts'
 import { verifyBlock } from '../oci/verify-block.ts'
 
@@ -16,8 +16,7 @@ export const START_NODES_BYTES_MAX: number = 256 * 1024
 const HEADER_BYTES = 128
 const SECTION_BYTES = 48
 
-/** A block, verified. */
-export type StartNode = { readonly cid: CID; readonly bytes: Uint8Array }
+export type StartNode = VerifiedBlock
 
 /** How many of `nodes`, from the first on, one CAR holds. */
 export function fittingNodes(nodes: readonly StartNode[]): number {

@@ -413,3 +413,29 @@ test('an inlined block is answered without asking', async () => {
   const got = await new BlockSources([], { log }).get(inlined, foreground)
   expect(Buffer.from(got).toString()).toBe('inlined')
 })
+
+test('a file in one piece is asked of whoever is asked first, if that one can and does well', async () => {
+  const [cid, bytes] = [cidOf(block('a')), block('a')]
+  const path = { root: cid, names: ['start.car'], bytesMax: 1000 }
+  const warnings: string[] = []
+  const counted: number[] = []
+  const pieces = [[{ cid, bytes }], new BlockError('DATA_LOSS', 'these are other bytes')]
+  const able = Object.assign(new ScriptedProvider('able'), {
+    async *along() {
+      const piece = pieces.shift()
+      if (piece instanceof Error) throw piece
+      yield* piece ?? []
+    },
+  })
+  const sources = new BlockSources([able, new ScriptedProvider('unable')], {
+    log: { ...log, warn: (_facts, sentence) => void warnings.push(sentence) },
+    onBytes: (_kind, length) => void counted.push(length),
+  })
+  expect(await Array.fromAsync(sources.along(path, foreground))).toEqual([{ cid, bytes }])
+  expect(counted).toEqual([1])
+  expect(await Array.fromAsync(sources.along(path, foreground))).toEqual([])
+  expect(warnings).toEqual([expect.stringContaining('sent bytes that are not the block')])
+  pieces.push([{ cid, bytes }])
+  able.health.sentWrongBytes()
+  expect(await Array.fromAsync(sources.along(path, foreground))).toEqual([])
+})

@@ -1,16 +1,19 @@
 import type { ServerResponse } from 'node:http'
-import type { Socket } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
+import { fastify } from 'fastify'
 import type { CID } from 'multiformats/cid'
-import { expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { BLOCK_BYTES_MAX } from '../../../agent/ipfs/block-provider.ts'
 import { GatewayClient } from '../../../agent/ipfs/gateway-client.ts'
+import { gatewayService } from '../../../agent/ipfs/gateway-service.ts'
 import { ReusedMemory } from '../../../snapshotter/reused-memory.ts'
 import { BlockPeer, type Misbehaviour } from '../../support/block-peer.ts'
 import { failureOf } from '../../support/failure-of.ts'
-import { cidOf } from '../../support/memory-blocks.ts'
+import { cidOf, MemoryBlocks } from '../../support/memory-blocks.ts'
 import { seeded } from '../../support/seeded.ts'
 
 const never = new AbortController().signal
+const log = { debug() {}, info() {}, warn() {}, error() {} }
 
 function randomBlocks(count: number, length: number): { cid: CID; block: Uint8Array }[] {
   const random = seeded(5)
@@ -277,4 +280,122 @@ test('an address that is no gateway is refused when it is configured', async () 
   for (const url of ['ftp://x/', 'not a url', '']) {
     expect((await failureOf(() => new GatewayClient(url))).code).toBe('INVALID_ARGUMENT')
   }
+})
+
+describe('a file in one piece', () => {
+  const content = Buffer.from('what the file has')
+  const memory = new MemoryBlocks()
+  const app = fastify({ forceCloseConnections: true })
+  let root = cidOf(content)
+  let directory: Uint8Array = new Uint8Array()
+  let carBytes: Buffer = Buffer.alloc(0)
+  beforeAll(async () => {
+    root = await memory.addDirectory({ 'start.car': content })
+    directory = memory.blocks.get(root.toString()) ?? directory
+    const blocks = {
+      get: async (cid: CID) => memory.blocks.get(cid.toV1().toString()),
+    }
+    await app.register(gatewayService({ blocks, log }))
+    const path = `/ipfs/${root.toString()}/start.car?format=car`
+    carBytes = (await app.inject(path)).rawPayload
+    await app.listen({ host: '127.0.0.1', port: 0 })
+  })
+  afterAll(() => app.close())
+
+  const collected = async (gateway: GatewayClient, bytesMax = 10_000): Promise<string[]> => {
+    const cids: string[] = []
+    const path = { root, names: ['start.car'], bytesMax }
+    for await (const { cid } of gateway.along(path, never)) cids.push(cid.toString())
+    return cids
+  }
+
+  test('comes with the directory that it is in, from a gateway of ours', async () => {
+    const { port } = app.server.address() as AddressInfo
+    await using gateway = new GatewayClient(`http://127.0.0.1:${port}`)
+    expect(await collected(gateway)).toEqual([root.toString(), cidOf(content).toString()])
+    const none = { root, names: ['none'], bytesMax: 10_000 }
+    expect(await failureOf(() => Array.fromAsync(gateway.along(none, never)))).toMatchObject({
+      code: 'NOT_FOUND',
+      message: expect.stringContaining('HTTP 404') as string,
+    })
+    expect(gateway.health.standing).toBe(0)
+  })
+
+  test('has more connections made while it comes, of which a burst of blocks then needs none', async () => {
+    const blocks = randomBlocks(20, 1000)
+    const probes: string[] = []
+    await using peer = await BlockPeer.serve(asMap(blocks), (request, response) => {
+      if (request.url?.includes('bafkqaaa') === true) probes.push(request.url)
+      response.writeHead(200).end(request.url?.includes('start.car') === true ? carBytes : '')
+    })
+    await using gateway = new GatewayClient(peer.url)
+    expect(await collected(gateway)).toHaveLength(2)
+    await vi.waitFor(() => expect(probes.length).toBe(6))
+    const { connections } = peer
+    expect(connections).toBe(7)
+    peer.misbehaviour = undefined
+    await Promise.all(blocks.slice(0, 7).map(({ cid }) => gateway.get(cid, never)))
+    expect(peer.connections).toBe(connections)
+    expect(await collected(gateway).catch(() => [])).toEqual([])
+    expect(probes.length).toBe(6)
+  })
+
+  const sends =
+    (bytes: () => Uint8Array, end = true): Misbehaviour =>
+    (_request, response) => {
+      response.writeHead(200)
+      response.write(bytes(), () => (end ? response.end() : response.destroy()))
+    }
+  const lie = (): Buffer => {
+    const wrong = Buffer.from(carBytes)
+    wrong[wrong.length - 1] = 0
+    return wrong
+  }
+
+  test.each([
+    ['is a web page', sends(() => Buffer.from('<html>')), 'INVALID_ARGUMENT', 0],
+    ['has a block that is another', sends(lie), 'DATA_LOSS', 2],
+    [
+      'has more than was asked for',
+      sends(() => Buffer.concat([carBytes, Buffer.alloc(10_000)])),
+      'OUT_OF_RANGE',
+      0,
+    ],
+    ['ends before its end', sends(() => carBytes.subarray(0, -3)), 'INVALID_ARGUMENT', 0],
+    ['breaks off', sends(() => carBytes.subarray(0, -3), false), 'UNAVAILABLE', 1],
+    [
+      'is refused',
+      (_request: unknown, response: ServerResponse) =>
+        void response.writeHead(406).end('no CARs here'),
+      'NOT_FOUND',
+      0,
+    ],
+  ] as const)(
+    'that %s is an error, and the gateway serves on',
+    async (_, misbehaviour, code, standing) => {
+      await using peer = await BlockPeer.serve(memory.blocks, misbehaviour)
+      await using gateway = new GatewayClient(peer.url)
+      expect(await failureOf(() => collected(gateway))).toMatchObject({ code })
+      expect(gateway.health.standing).toBe(standing)
+      peer.misbehaviour = undefined
+      expect(Buffer.from(await gateway.get(root, never))).toEqual(Buffer.from(directory))
+    },
+  )
+
+  test('that nobody waits for any more ends, however little has come', async () => {
+    const asked = Promise.withResolvers<void>()
+    await using peer = await BlockPeer.serve(new Map(), (_request, response) => {
+      response.writeHead(200)
+      response.write(carBytes.subarray(0, 10))
+      asked.resolve()
+    })
+    await using gateway = new GatewayClient(peer.url)
+    const gone = new AbortController()
+    const path = { root, names: ['start.car'], bytesMax: 10_000 }
+    const failure = failureOf(() => Array.fromAsync(gateway.along(path, gone.signal)))
+    await asked.promise
+    gone.abort()
+    expect(await failure).toMatchObject({ code: 'CANCELLED' })
+    expect(gateway.health.standing).toBe(0)
+  })
 })

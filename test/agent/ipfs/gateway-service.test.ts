@@ -7,7 +7,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest'
 import { type GatewayBlocks, gatewayService } from '../../../agent/ipfs/gateway-service.ts'
 import { UnixfsFile } from '../../../snapshotter/dag/unixfs-file.ts'
 import { failureOf } from '../../support/failure-of.ts'
-import { MemoryBlocks } from '../../support/memory-blocks.ts'
+import { cidOf, MemoryBlocks } from '../../support/memory-blocks.ts'
 import { seeded } from '../../support/seeded.ts'
 
 const log = { debug() {}, info() {}, warn() {}, error() {} }
@@ -48,6 +48,15 @@ beforeAll(async () => {
 afterAll(() => app.close())
 
 const get = (path: string, init?: RequestInit): Promise<Response> => fetch(`${origin}${path}`, init)
+/** The bytes of an answer to exactly this path. */
+const rawGet = async (path: string): Promise<string> => {
+  const { hostname, port } = new URL(origin)
+  const socket = connect(Number(port), hostname)
+  socket.write(`GET ${path} HTTP/1.1\r\nhost: ${hostname}\r\nconnection: close\r\n\r\n`)
+  const chunks: Buffer[] = []
+  for await (const chunk of socket) chunks.push(chunk as Buffer)
+  return Buffer.concat(chunks).toString()
+}
 const blocksOf = async (response: Response): Promise<string[]> => {
   const car = await CarReader.fromBytes(new Uint8Array(await response.arrayBuffer()))
   expect((await car.getRoots()).map(String)).toEqual([root.toString()])
@@ -103,7 +112,7 @@ test.each([
     /not on this node/,
   ],
   ['/ipfs/nonsense?format=raw', 400, /is not a CID/],
-  [`/ipfs/bafkqaaa/a/b?format=raw`, 400, /is a path/],
+  [`/ipfs/bafkqaaa/a/b?format=raw`, 400, /as a CAR only/],
   ['/ipfs/bafkqaaa', 406, /trustless/],
   ['/ipfs/bafkqaaa?format=tar', 406, /trustless/],
   ['/ipfs/bafkqaaa?format=car&dag-scope=some', 400, /dag-scope must be/],
@@ -151,6 +160,46 @@ test('a CAR of a directory has the directory alone as entity, with all of its sh
   expect(shards).toBeGreaterThan(1)
   expect(await carOf(sharded, '&dag-scope=entity')).toBe(shards)
   expect(await carOf(sharded, '')).toBe(shards + 100)
+})
+
+test('a CAR of a path has the directories on the way, with the shards that were looked into, and what is at its end', async () => {
+  const names = Object.fromEntries(
+    Array.from({ length: 100 }, (_, n) => [`in/name ${n}`, Buffer.from(`content ${n}`)]),
+  )
+  const carOf = async (path: string, query = ''): Promise<string[]> => {
+    const response = await get(`/ipfs/${path}?format=car${query}`)
+    expect(response.status).toBe(200)
+    const car = await CarReader.fromBytes(new Uint8Array(await response.arrayBuffer()))
+    expect((await car.getRoots()).map(String)).toEqual([path.split('/')[0]])
+    const cids: string[] = []
+    for await (const { cid } of car.blocks()) cids.push(cid.toString())
+    return cids
+  }
+  const file = cidOf(Buffer.from('content 7')).toString()
+  for (const options of [{}, { shardSplitThresholdBytes: 100 }]) {
+    const directory = (await memory.addDirectory(names, options)).toString()
+    const way = await carOf(`${directory}/in/name%207`, '&dag-scope=entity')
+    expect([way[0], way.at(-1)]).toEqual([directory, file])
+    // Both directories, one of them with a shard or two where it is sharded, and the file.
+    expect(way.length).toBeGreaterThanOrEqual(3)
+    expect(way.length).toBeLessThan(8)
+    expect(new Set(way).size).toBe(way.length)
+    expect(await carOf(`${directory}/in/name%207`, '&dag-scope=block')).toEqual(way)
+    expect((await carOf(`${directory}/in`)).length).toBeGreaterThan(100)
+  }
+})
+
+test.each([
+  ['a name that is not there', 'in/none'],
+  ['what is above', '../in'],
+  ['a name below a file', 'in/name/below'],
+  ['an empty name', 'in//name'],
+  ['more names than anybody follows', Array.from({ length: 33 }, () => 'in').join('/')],
+])('a path of %s is 404 with a sentence', async (_, path) => {
+  const directory = await memory.addDirectory({ 'in/name': Buffer.from('content') })
+  // As it is: fetch would take out what leads up.
+  const response = await rawGet(`/ipfs/${directory.toString()}/${path}?format=car`)
+  expect(response).toMatch(/^HTTP\/1\.1 404 .*not on this node/s)
 })
 
 test('a CAR in which a block is missing is broken off, not ended', async () => {

@@ -99,6 +99,28 @@ test('ahead of a reader who goes on from front to back, units are fetched with t
   expect(held.waits.every(({ error }) => error === undefined)).toBe(true)
 })
 
+test('nothing is fetched ahead of a reader who waits for what somebody fetches who knows what is read', async () => {
+  const layer = randomLayer(7, 60, UNIT_BYTES)
+  await using held = await openStore()
+  const asked: number[] = []
+  const fetchUnit: typeof layer.source.fetchUnit = (unit, request) => {
+    asked.push(unit)
+    return layer.source.fetchUnit(unit, request)
+  }
+  const added = { inode: 100, name: 'layer', map: layer.map, source: { fetchUnit } }
+  const lazy = await held.store.add(added)
+  const listed = Array.from({ length: 12 }, (_, index) => 10 + index)
+  {
+    using _expected = lazy.expect(new Set(listed))
+    for (const unit of listed) await held.store.read(100, unitRange(layer.map, unit), FOREGROUND)
+    expect(asked).toEqual(listed)
+  }
+  for (let unit = 22; unit < 27; unit++) {
+    await held.store.read(100, unitRange(layer.map, unit), FOREGROUND)
+  }
+  expect(asked.toSorted((a, b) => a - b).at(-1)).toBeGreaterThan(26)
+})
+
 test('that readers wait for most of a layer is told once, and not before', async () => {
   const layer = randomLayer(8, 40, UNIT_BYTES)
   await using held = await openStore()

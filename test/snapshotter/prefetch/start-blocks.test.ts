@@ -1,5 +1,7 @@
 import { CID } from 'multiformats/cid'
 import { describe, expect, onTestFinished, test, vi } from 'vitest'
+import type { FilePath } from '../../../snapshotter/block-source.ts'
+import { BlockError } from '../../../snapshotter/errors.ts'
 import { digestOf } from '../../../snapshotter/oci/digest.ts'
 import { StartBlocks } from '../../../snapshotter/prefetch/start-blocks.ts'
 import {
@@ -222,6 +224,87 @@ describe('what an image says its start wants', () => {
     expect(starts.heldBytes).toBe(5000)
     vi.advanceTimersByTime(2000)
     expect(starts.heldBytes).toBe(0)
+  })
+})
+
+describe('from where files come in one piece', () => {
+  /** An image of one manifest whose nodes and list `along` gives, once its gate is open. */
+  async function imageInPieces(): Promise<{
+    blocks: MemoryBlocks
+    root: CID
+    manifests: CID
+    asked: string[]
+    gate: PromiseWithResolvers<void>
+  }> {
+    const before = new MemoryBlocks()
+    await before.addDirectory({ latest: Buffer.from('a manifest') })
+    const [directory = ''] = before.blocks.keys().filter((key) => key.startsWith('bafy'))
+    const manifests = CID.parse(directory)
+    const nodes = [{ cid: manifests, bytes: before.blocks.get(directory) ?? new Uint8Array() }]
+    const car = await encodeStartNodes(nodes)
+    const list = listOf(...CIDS)
+    const { blocks, root } = await imageWith({ [ONLY]: list, 'start.car': car }, LEAVES)
+    const asked: string[] = []
+    const gate = Promise.withResolvers<void>()
+    const files = new Map([
+      ['start.car', car],
+      ['start.blocks', list],
+    ])
+    Object.assign(blocks, {
+      async *along({ names }: FilePath) {
+        asked.push(names.join('/'))
+        await gate.promise
+        const [file = new Uint8Array()] = names.map((name) => files.get(name))
+        yield { cid: root, bytes: blocks.blocks.get(root.toString()) ?? new Uint8Array() }
+        yield { cid: cidOf(file), bytes: file }
+      },
+    })
+    return { blocks, root, manifests, asked, gate }
+  }
+
+  test('nodes and list come in the first round trip, and nothing else is asked for but the leaves', async () => {
+    const { blocks, root, asked, gate } = await imageInPieces()
+    const { starts } = open(blocks)
+    gate.resolve()
+    starts.begin(root)
+    await vi.waitFor(() => expect(starts.heldBytes).toBeGreaterThan(6000))
+    expect(asked).toEqual(['start.car', 'start.blocks'])
+    expect(blocks.asked.toSorted()).toEqual(CIDS.map(String).toSorted())
+    starts.begin(root)
+    expect(asked).toHaveLength(2)
+  })
+
+  test('whoever asks for a directory meanwhile waits for it, for the root or a leaf nobody waits', async () => {
+    const { blocks, root, manifests, gate } = await imageInPieces()
+    const { starts } = open(blocks)
+    starts.begin(root)
+    const node = starts.get(manifests, request)
+    await starts.get(root, request)
+    await starts.get(CIDS[0] as CID, request)
+    expect(blocks.asked).toEqual([root.toString(), String(CIDS[0])])
+    gate.resolve()
+    expect((await node).length).toBeGreaterThan(0)
+    expect(timesAsked(blocks, manifests)).toBe(0)
+  })
+
+  test('whoever gives up waiting is told so at once', async () => {
+    const { blocks, root, manifests, gate } = await imageInPieces()
+    const { starts } = open(blocks)
+    starts.begin(root)
+    const gone = new AbortController()
+    const node = starts.get(manifests, { priority: 'foreground', signal: gone.signal })
+    gone.abort(new BlockError('CANCELLED', 'gone'))
+    await expect(node).rejects.toMatchObject({ name: 'BlockError' })
+    gate.resolve()
+  })
+
+  test('an image that has no such files is read as any other', async () => {
+    const { blocks, root } = await imageWith({ [MANIFEST]: listOf(...CIDS) }, LEAVES)
+    Object.assign(blocks, { async *along() {} })
+    const { starts } = open(blocks)
+    starts.begin(root)
+    starts.begin(root, MANIFEST)
+    await vi.waitFor(() => expect(starts.heldBytes).toBe(6000))
   })
 })
 
