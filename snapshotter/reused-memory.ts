@@ -21,16 +21,6 @@ export class ReusedMemory implements BlockMemory, Disposable {
   #keptBytes = 0
   #idle: NodeJS.Timeout | undefined
 
-  /** Calls `work` with `bytes` bytes of whatever content, which are another's once it has come to its end. */
-  async lend<Result>(bytes: number, work: (into: Uint8Array) => Promise<Result>): Promise<Result> {
-    const into = this.take(bytes)
-    try {
-      return await work(into)
-    } finally {
-      this.giveBack(into)
-    }
-  }
-
   take(bytes: number): Uint8Array {
     const size = sizeFor(bytes)
     if (size === undefined) return Buffer.allocUnsafeSlow(bytes)

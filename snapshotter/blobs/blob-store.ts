@@ -9,7 +9,13 @@ import { LayerFile } from './layer-file.ts'
 import { LayerFileWriter } from './layer-file-writer.ts'
 import type { LayerMap } from './layer-map.ts'
 import type { UnitSource } from './layer-source.ts'
-import { type Fetched, LazyLayer, type ReadRequest, type WaitEvent } from './lazy-layer.ts'
+import {
+  type Destination,
+  type Fetched,
+  LazyLayer,
+  type ReadRequest,
+  type WaitEvent,
+} from './lazy-layer.ts'
 import { unitCount, unitRange } from './shared-units.ts'
 
 /** How long bytes may be here without being called so after a crash, in ms. 5 s at 250 MB/s: about 1 GiB fetched again at worst. */
@@ -156,14 +162,14 @@ export class BlobStore implements AsyncDisposable {
     return this.#held(inode).read(range, request)
   }
 
-  /** As `read`, into the caller's `bytes`, which are as long as `range`. They hold rubbish until it resolves, and may do so later if it rejects. */
+  /** As `LazyLayer.readInto`. Rejects as `read`. */
   async readInto(
     inode: number,
     range: ByteRange,
-    bytes: Uint8Array,
+    into: Destination,
     request: ReadRequest,
   ): Promise<void> {
-    await this.#held(inode).readInto(range, bytes, request)
+    await this.#held(inode).readInto(range, into, request)
   }
 
   /**

@@ -39,8 +39,11 @@ export type WaitEvent = {
   readonly error: unknown
 }
 
-/** What a fetch gives: the bytes of a unit, or, if nobody waited for them when it began, word that the layer file has them. */
-export type Fetched = Uint8Array | 'kept'
+/** The bytes of a unit, in memory that is somebody else's from the next turn of the event loop on: who wants some of them copies these at once. */
+export type Fetched = Uint8Array
+
+/** Where bytes are wanted; asked for once there are some, so that whoever waits for the network needs no memory. */
+export type Destination = () => Uint8Array
 
 type Collaborators = {
   readonly source: UnitSource
@@ -118,22 +121,24 @@ export class LazyLayer implements AsyncDisposable {
     this.#checkRange(range)
     // Not zeroed: every byte is written below. What is not touched yet, while the network is slow, takes no memory.
     const bytes = Buffer.allocUnsafeSlow(range.end - range.start)
-    await this.readInto(range, bytes, request)
+    await this.readInto(range, () => bytes, request)
     return bytes
   }
 
   /**
-   * As `read`, into the caller's `bytes`, which are as long as `range`. They hold rubbish until it resolves; if it rejects, parts of it may
-   * still come.
+   * As `read`, into the caller's memory, each time the same, which is as long as `range`. It holds rubbish until it resolves; if it rejects,
+   * parts of it may still come.
    */
-  async readInto(range: ByteRange, bytes: Uint8Array, request: ReadRequest): Promise<void> {
+  async readInto(range: ByteRange, into: Destination, request: ReadRequest): Promise<void> {
     this.#checkRange(range)
-    if (bytes.length === 0) return
+    if (range.start === range.end) return
+    const all = unitsOf(this.file, range)
     // Where the disk fails, unit by unit: it may be one of them.
-    if (await this.file.readPresent(range, bytes).catch(() => false)) return
-    for (let units = unitsOf(this.file, range); units.length > 0; ) {
+    const isHere = all.every((unit) => this.file.has(unit))
+    if (isHere && (await this.file.readPresent(range, into()).catch(() => false))) return
+    for (let units = all; units.length > 0; ) {
       const served = await Promise.all(
-        units.map((unit) => this.#readUnit(unit, range, bytes, request)),
+        units.map((unit) => this.#readUnit(unit, range, into, request)),
       )
       // What was taken away while it was read is asked for again.
       units = units.filter((_, index) => served[index] === false)
@@ -171,35 +176,36 @@ export class LazyLayer implements AsyncDisposable {
     }
   }
 
-  /** Puts the unit's part of `range` into its place in `bytes`; false if it has to be tried again. */
+  /** Puts the unit's part of `range` into its place; false if it has to be tried again. */
   async #readUnit(
     unit: number,
     range: ByteRange,
-    bytes: Uint8Array,
+    into: Destination,
     request: ReadRequest,
   ): Promise<boolean> {
     const whole = unitRange(this.file.map, unit)
     const part = { start: Math.max(whole.start, range.start), end: Math.min(whole.end, range.end) }
-    const into = bytes.subarray(part.start - range.start, part.end - range.start)
+    const place = (): Uint8Array =>
+      into().subarray(part.start - range.start, part.end - range.start)
+    const copy = (bytes: Uint8Array): void =>
+      place().set(bytes.subarray(part.start - whole.start, part.end - whole.start))
     if (this.file.isUnchecked(unit)) await this.file.check(unit)
     if (this.file.has(unit)) {
       try {
-        return await this.file.readPresent(part, into)
+        return await this.file.readPresent(part, place())
       } catch (error) {
         const anew = await this.#fetchAgain(unit, request)
         await this.file.replace(unit, anew, error)
-        into.set(anew.subarray(part.start - whole.start, part.end - whole.start))
+        copy(anew)
         return true
       }
     }
     const fetching = this.#fetchWatched(unit, part, request)
     // Behind it: it comes first in the queue.
-    if (request.priority === 'foreground') this.#goAhead(unit, into.length)
-    const fetched = await fetching
-    if (fetched === 'kept') return this.file.readPresent(part, into)
+    if (request.priority === 'foreground') this.#goAhead(unit, part.end - part.start)
+    // From memory: on a full disk, or when the cache is too small for what is read, it may be gone from the layer file.
+    copy(await fetching)
     this.file.noteUse(unit)
-    // From memory: on a full disk, or when the cache is too small for what is read, it may be gone from there.
-    into.set(fetched.subarray(part.start - whole.start, part.end - whole.start))
     return true
   }
 
@@ -274,30 +280,28 @@ export class LazyLayer implements AsyncDisposable {
   }
 
   #fetch(unit: number, { priority, signal }: ReadRequest): Promise<Fetched> {
-    const { start, end } = unitRange(this.file.map, unit)
     return this.#queue.run(
       `unit ${unit} of layer ${this.name}`,
       priority,
-      (turn) =>
-        turn.priority === 'foreground'
-          ? this.#fetchAndKeep(unit, turn)
-          : this.#memory.lend(end - start, async (into) => {
-              const bytes = await this.#fetchAndKeep(unit, turn, into)
-              if (this.file.has(unit)) return 'kept'
-              // The disk is full, and somebody may have come to wait for it.
-              return bytes === into ? Uint8Array.from(bytes) : bytes
-            }),
+      (turn) => this.#fetchAndKeep(unit, turn),
       AbortSignal.any([signal, this.#closed.signal]),
     )
   }
 
-  async #fetchAndKeep(unit: number, turn: FetchRequest, into?: Uint8Array): Promise<Uint8Array> {
-    const bytes = this.#checked(unit, await this.#source.fetchUnit(unit, turn, into))
-    if (!this.#closed.signal.aborted) {
-      await this.file.keep(unit, bytes)
-      this.#onArrival(this, bytes.length)
+  async #fetchAndKeep(unit: number, turn: FetchRequest): Promise<Fetched> {
+    const { start, end } = unitRange(this.file.map, unit)
+    const into = this.#memory.take(end - start)
+    try {
+      const bytes = this.#checked(unit, await this.#source.fetchUnit(unit, turn, into))
+      if (!this.#closed.signal.aborted) {
+        await this.file.keep(unit, bytes)
+        this.#onArrival(this, bytes.length)
+      }
+      return bytes
+    } finally {
+      // All who wait for it are told in this turn, and copy what they want.
+      setImmediate(() => this.#memory.giveBack(into))
     }
-    return bytes
   }
 
   #checked(unit: number, bytes: unknown): Uint8Array {

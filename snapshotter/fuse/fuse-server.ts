@@ -32,11 +32,14 @@ const FAILURE_LOG_INTERVAL_MS = 1_000
 
 /** Where bytes come from that are not on disk. */
 export interface FlatSource {
-  /** Puts the bytes of `range` of the file, all of them, into `bytes`, which are as long. A rejection becomes EIO for the reader. */
+  /**
+   * Puts the bytes of `range` of the file, all of them, into memory that is as long, and that it asks for when there are some, each time the
+   * same. A rejection becomes EIO for the reader.
+   */
   readInto(
     inode: number,
     range: ByteRange,
-    bytes: Uint8Array,
+    into: () => Uint8Array,
     request: {
       readonly priority: 'foreground'
       readonly pid: number
@@ -244,11 +247,12 @@ export class FuseServer implements AsyncDisposable {
     const signal = this.#leftToSuccessor.signal
     try {
       const range = { start: offset, end: offset + size }
-      const bytes = this.#memory.take(size)
-      await this.#source.readInto(inode, range, bytes, { priority: 'foreground', pid, signal })
-      this.#reply(unique, 0, bytes)
+      let bytes: Uint8Array | undefined
+      const into = (): Uint8Array => (bytes ??= this.#memory.take(size))
+      await this.#source.readInto(inode, range, into, { priority: 'foreground', pid, signal })
+      this.#reply(unique, 0, into())
       // Only now: where a part of it failed, another part may still be written into it.
-      this.#memory.giveBack(bytes)
+      this.#memory.giveBack(into())
     } catch (error) {
       if (signal.aborted) return
       this.#failures += 1

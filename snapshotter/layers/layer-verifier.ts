@@ -38,7 +38,7 @@ export async function verifyLayer(
   for (let start = 0; start < layerSize; start += PIECE_BYTES) {
     const end = Math.min(start + PIECE_BYTES, layerSize)
     const bytes = piece.subarray(0, end - start)
-    await held.readInto({ start, end }, bytes, { priority: 'background', signal })
+    await held.readInto({ start, end }, () => bytes, { priority: 'background', signal })
     hash.update(bytes)
     // Its bytes may be no tar at all: then they have another diff ID.
     walkFailure ??= failureOf(() => walk.push(bytes))

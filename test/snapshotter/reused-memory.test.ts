@@ -8,31 +8,25 @@ function memoryOf(bytes: Uint8Array): ArrayBufferLike {
   return bytes.buffer
 }
 
-test('memory is as long as was asked for, and lent again to the next one of about that length', async () => {
-  using buffers = new ReusedMemory()
-  const first = await buffers.lend(300_000, async (into) => into)
+test('memory is as long as was asked for, and lent again to the next one of about that length', () => {
+  using memory = new ReusedMemory()
+  const first = memory.take(300_000)
   expect(first).toHaveLength(300_000)
-  const second = await buffers.lend(320_000, async (into) => into)
+  memory.giveBack(first)
+  const second = memory.take(320_000)
   expect(second).toHaveLength(320_000)
   expect(memoryOf(second)).toBe(memoryOf(first))
-  const other = await buffers.lend(330_000, async (into) => into)
-  expect(memoryOf(other)).not.toBe(memoryOf(first))
+  memory.giveBack(second)
+  expect(memoryOf(memory.take(330_000))).not.toBe(memoryOf(first))
 })
 
-test('nobody is lent what another still has, however that one ends', async () => {
-  using buffers = new ReusedMemory()
-  const work = Promise.withResolvers<never>()
-  let held: Uint8Array | undefined
-  const holding = buffers.lend(MIB, (into) => {
-    held = into
-    return work.promise
-  })
-  const meanwhile = await buffers.lend(MIB, async (into) => into)
-  expect(memoryOf(meanwhile)).not.toBe(held && memoryOf(held))
-  work.reject(new Error('it failed'))
-  await expect(holding).rejects.toThrow('it failed')
-  const after = await buffers.lend(MIB, async (into) => into)
-  expect([held, meanwhile].map((bytes) => bytes?.buffer)).toContain(memoryOf(after))
+test('nobody is lent what another still has', () => {
+  using memory = new ReusedMemory()
+  const held = memory.take(MIB)
+  const meanwhile = memory.take(MIB)
+  expect(memoryOf(meanwhile)).not.toBe(memoryOf(held))
+  memory.giveBack(held)
+  expect(memoryOf(memory.take(MIB))).toBe(memoryOf(held))
 })
 
 test('what was taken is lent again once any part of it was given back, to one only, and what came from elsewhere is not lent', () => {
@@ -59,30 +53,22 @@ test.each([
   expect(memory.take(bytes).buffer.byteLength).toBe(kib * 1024)
 })
 
-test('no more than 16 MiB are kept, none of it for more than some seconds of rest, and nothing of units that nobody publishes', async () => {
+test('no more than 16 MiB are kept, none of it for more than some seconds of rest, and nothing of units that nobody publishes', () => {
   vi.useFakeTimers()
   try {
-    using buffers = new ReusedMemory()
-    const lent: Uint8Array[] = []
-    const all = Promise.withResolvers<void>()
-    const borrowers = Array.from({ length: 3 }, () =>
-      buffers.lend(8 * MIB, async (into) => {
-        lent.push(into)
-        await all.promise
-      }),
-    )
-    all.resolve()
-    await Promise.all(borrowers)
+    using memory = new ReusedMemory()
+    const lent = [1, 2, 3].map(() => memory.take(8 * MIB))
+    for (const array of lent) memory.giveBack(array)
     const known = new Set(lent.map(memoryOf))
-    const isKept = async (bytes: number): Promise<boolean> =>
-      buffers.lend(bytes, async (into) => known.has(memoryOf(into)))
-    const again = await Promise.all([isKept(8 * MIB), isKept(8 * MIB), isKept(8 * MIB)])
-    expect(again).toEqual([true, true, false])
+    const again = [1, 2, 3].map(() => memory.take(8 * MIB))
+    expect(again.map((array) => known.has(memoryOf(array)))).toEqual([true, true, false])
+    for (const array of again) memory.giveBack(array)
     vi.advanceTimersByTime(5_000)
-    expect(await isKept(8 * MIB)).toBe(false)
-    const huge = await buffers.lend(64 * MIB, async (into) => into)
-    const next = await buffers.lend(64 * MIB, async (into) => into)
-    expect(memoryOf(next)).not.toBe(memoryOf(huge))
+    const after = memory.take(8 * MIB)
+    expect(again.map(memoryOf)).not.toContain(memoryOf(after))
+    const huge = memory.take(64 * MIB)
+    memory.giveBack(huge)
+    expect(memoryOf(memory.take(64 * MIB))).not.toBe(memoryOf(huge))
   } finally {
     vi.useRealTimers()
   }

@@ -121,6 +121,38 @@ test('nothing is fetched ahead of a reader who waits for what somebody fetches w
   expect(asked.toSorted((a, b) => a - b).at(-1)).toBeGreaterThan(26)
 })
 
+test('a read has no memory before there are bytes, and all who wait for a unit have them before its memory is used again', async () => {
+  const layer = randomLayer(9, 8, UNIT_BYTES)
+  await using held = await openStore()
+  const gate = Promise.withResolvers<void>()
+  // Each unit in the memory of the one before.
+  const lent = new Set<ArrayBufferLike>()
+  const fetchUnit: typeof layer.source.fetchUnit = async (unit, request, into) => {
+    await gate.promise
+    const bytes = await layer.source.fetchUnit(unit, request)
+    if (into !== undefined) lent.add(into.buffer)
+    into?.set(bytes)
+    return into ?? bytes
+  }
+  await held.store.add({ inode: 100, name: 'layer', map: layer.map, source: { fetchUnit } })
+  const parts = Array.from({ length: 8 }, (_, unit) => unitRange(layer.map, unit))
+  const memory = new Map<number, Buffer>()
+  const reads = [...parts, ...parts].map(async (part, reader) => {
+    const into = (): Buffer => {
+      const bytes = memory.get(reader) ?? Buffer.alloc(part.end - part.start)
+      memory.set(reader, bytes)
+      return bytes
+    }
+    await held.store.readInto(100, part, into, FOREGROUND)
+    return into().equals(layer.bytes.subarray(part.start, part.end))
+  })
+  for (let turn = 0; turn < 10; turn++) await new Promise(setImmediate)
+  expect(memory.size).toBe(0)
+  gate.resolve()
+  expect(await Promise.all(reads)).toEqual(reads.map(() => true))
+  expect(lent.size).toBeGreaterThan(0)
+})
+
 test('that readers wait for most of a layer is told once, and not before', async () => {
   const layer = randomLayer(8, 40, UNIT_BYTES)
   await using held = await openStore()
