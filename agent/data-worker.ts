@@ -69,7 +69,7 @@ export async function runDataWorker(
     const places = placesOf(config)
     await mkdir(config.root, { recursive: true, mode: 0o700 })
     await mkdir(config.runDir, { recursive: true, mode: 0o700 })
-    // Threads of libuv's pool are there by now, and stay what they are; those that answer page faults are not.
+    // Threads of libuv's pool are there by now; those that answer page faults inherit it.
     if (!takePrecedence()) {
       log.info(
         {},

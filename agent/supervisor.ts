@@ -39,6 +39,7 @@ const STOP_LONGEST_MS = 20_000
 export const MEMORY_FLAGS: readonly string[] = [
   '--max-semi-space-size=4',
   '--external-memory-accounted-in-global-limit',
+  '--no-parallel-scavenge',
 ]
 
 /** A version that was put in another one's place must bring a worker up in so many attempts, and in the time below, or the other one comes back. */

@@ -14,9 +14,15 @@ import {
   takeIndexApart,
 } from './table-work.ts'
 
-givePrecedence()
+const takeBack = givePrecedence()
 
-parentPort?.on('message', ({ id, request }: Task) => {
+parentPort?.on('message', (task: Task | 'end') => {
+  if (task === 'end') {
+    // The main thread waits while this one is taken down.
+    takeBack()
+    process.exit()
+  }
+  const { id, request } = task
   void replyTo(id, request).then((reply) => parentPort?.postMessage(reply, []))
 })
 

@@ -119,7 +119,7 @@ export class TableThread implements AsyncDisposable {
     this.#idle = setTimeout(() => {
       const worker = this.#worker
       this.#worker = undefined
-      void worker?.terminate()
+      worker?.postMessage('end', [])
     }, IDLE_MS).unref()
   }
 

@@ -77,7 +77,7 @@ async function measureManyStarts(context: BenchContext): Promise<Figure[]> {
       value: Math.max(...runs.map(({ eventLoop }) => eventLoop.maxMs)),
       unit: 'ms',
       limit: { atMost: 20 },
-      detail: worst === undefined ? '' : describeEventLoop(worst.eventLoop),
+      detail: worst === undefined ? '' : describeEventLoop(worst.eventLoop, runs),
     },
   ]
 }
@@ -192,12 +192,18 @@ async function recordedIn(folder: string): Promise<EventLoopRecord> {
   return JSON.parse(readFileSync(join(folder, 'event-loop.json'), 'utf8')) as EventLoopRecord
 }
 
-/** "late by ≤ 2 ms 9000, ≤ 5 ms 12, …": how often. */
-function describeEventLoop({ counts, p50Ms, p99Ms }: EventLoopRecord): string {
+/** "late by ≤ 2 ms 9000, ≤ 5 ms 12, …": how often in the worst run; and why, in all of them. */
+function describeEventLoop(
+  { counts, p50Ms, p99Ms }: EventLoopRecord,
+  runs: readonly Starts[],
+): string {
   const parts = counts.map(({ atMostMs, count }) =>
     atMostMs === null ? `more ${count}` : `≤ ${atMostMs} ms ${count}`,
   )
-  return `late by ${parts.join(', ')}; p50 ${p50Ms.toFixed(1)}, p99 ${p99Ms.toFixed(1)} ms`
+  const total = (cause: keyof EventLoopRecord['causes']): number =>
+    runs.reduce((sum, { eventLoop }) => sum + eventLoop.causes[cause], 0)
+  const why = `${total('work')} by its work, ${total('garbage')} by collections, ${total('blocked')} by waiting, ${total('processor')} had no processor`
+  return `late by ${parts.join(', ')}; p50 ${p50Ms.toFixed(1)}, p99 ${p99Ms.toFixed(1)} ms; later than 20 ms in all runs: ${why}`
 }
 
 function seconds(ms: number): string {

@@ -23,12 +23,14 @@ const PROGRAM = `
     const { getPriority } = require('node:os')
     const inherited = getPriority(0)
     import('${MODULE}').then(({ givePrecedence }) => {
-      givePrecedence()
-      parentPort.postMessage({ inherited, given: getPriority(0) })
+      const takeBack = givePrecedence()
+      const given = getPriority(0)
+      takeBack()
+      parentPort.postMessage({ inherited, given, taken: getPriority(0) })
     })\`, { eval: true, execArgv: [] })
   thread.once('message', (below) => console.log(JSON.stringify({ ...told, below })))`
 
-test('a thread that takes precedence has it with the threads that it starts, until one gives it back, and with those that collect its garbage; libuv’s stay as they are', async () => {
+test('a thread that takes precedence has it with the threads that it starts, until one gives it back, and with V8’s and libuv’s', async () => {
   const words = ['--disable-warning=ExperimentalWarning', '--input-type=module', '--eval', PROGRAM]
   const told: unknown = JSON.parse(await runCommand(process.execPath, words))
   expect(told).toEqual({
@@ -36,7 +38,7 @@ test('a thread that takes precedence has it with the threads that it starts, unt
     isTaken: true,
     own: -10,
     v8: [-10],
-    libuv: [0],
-    below: { inherited: -10, given: 0 },
+    libuv: [-10],
+    below: { inherited: -10, given: 0, taken: -10 },
   })
 })

@@ -67,7 +67,8 @@ export class ControlGroup {
     for (let pids = this.pids(); pids.length > 0; pids = this.pids()) {
       for (const pid of pids) kill(pid)
       if (Date.now() > deadline) {
-        throw new Error(`still there ${END_DEADLINE_MS} ms after SIGKILL: ${pids.join(', ')}`)
+        const left = pids.map(describeStuck).join('; ')
+        throw new Error(`still there ${END_DEADLINE_MS} ms after SIGKILL: ${left}`)
       }
       await setTimeout(5)
     }
@@ -83,6 +84,22 @@ export class ControlGroup {
       .filter((tree) => existsSync(tree))
       .flatMap(withSubfolders)
   }
+}
+
+/** What the kernel does for a process, of which nothing waits for its memory: "7 (cat, D) in request_wait_answer, fuse_simple_request, …". */
+function describeStuck(pid: number): string {
+  const read = (name: string): string => {
+    try {
+      return readFileSync(`/proc/${pid}/${name}`, 'utf8')
+    } catch {
+      return ''
+    }
+  }
+  const [, state = '?'] = /\) (\S)/.exec(read('stat')) ?? []
+  const calls = read('stack')
+    .matchAll(/\] ([^+]+)/g)
+    .map(([, name]) => name)
+  return `${pid} (${read('comm').trim()}, ${state}) in ${[...calls].slice(0, 12).join(', ')}`
 }
 
 /** A container's group goes with it, also between two looks at it; then nothing is in it. */
