@@ -136,32 +136,35 @@ async function sendCar(
     return refuse(reply, 404, `/ipfs/${path} is not on this node, and it asks no others`)
   }
   const { end, way } = walked
-  const first = inlineBlock(end) ?? (await blocks.get(end))
+  const last = way.at(-1)
+  const first = last?.cid.equals(end) === true ? last.bytes : await blockOf(end, blocks)
   if (first === undefined) return notHere(reply, end)
   const scope = carScopeOf(query, end, first)
   if (scope === undefined) {
     const expected = 'dag-scope must be block, entity or all, and entity-bytes from:to in bytes'
     return refuse(reply, 400, expected)
   }
-  immutable(reply, root, 'car').type('application/vnd.ipld.car; version=1; order=dfs; dups=n')
+  immutable(reply, root, 'car')
+    .type('application/vnd.ipld.car; version=1; order=dfs; dups=n')
+    .header('x-ipfs-path', ['/ipfs', root.toString(), ...names.map(encodeURIComponent)].join('/'))
   if (request.method === 'HEAD') return reply.send(Buffer.alloc(0))
   // Rejects in the middle if a block is missing, which breaks the answer off.
-  const car = writeCar(root, dagBlocks(end, { blocks, way }, scope))
+  const car = writeCar(root, dagBlocks({ cid: end, bytes: first }, { blocks, way }, scope))
   return reply.send(Readable.from(car, { objectMode: false }))
 }
 
 /** Blocks on the way to a DAG, then its own in depth-first order, each once. */
 async function* dagBlocks(
-  root: CID,
+  top: DagBlock,
   { blocks, way }: { readonly blocks: GatewayBlocks; readonly way: readonly DagBlock[] },
   { scope, bytes }: CarScope,
 ): AsyncGenerator<DagBlock, void, void> {
   const sent = new Set(way.map(({ cid }) => cid.toString()))
   yield* way
-  const stack = [{ cid: root, start: 0 }]
+  const stack = [{ cid: top.cid, start: 0 }]
   for (let next = stack.pop(); next !== undefined; next = stack.pop()) {
     const { cid, start } = next
-    const block = inlineBlock(cid) ?? (await blocks.get(cid))
+    const block = cid === top.cid ? top.bytes : await blockOf(cid, blocks)
     if (block === undefined)
       throw new CodedError('NOT_FOUND', `block ${cid.toString()} is not here`)
     if (!sent.has(cid.toString())) yield { cid, bytes: block }
@@ -177,6 +180,10 @@ async function* dagBlocks(
     }
     stack.push(...children.toReversed())
   }
+}
+
+async function blockOf(cid: CID, blocks: GatewayBlocks): Promise<Uint8Array | undefined> {
+  return inlineBlock(cid) ?? (await blocks.get(cid))
 }
 
 /** Undefined if the query cannot be read. Offsets below zero count from the end of the file (IPIP-402). */

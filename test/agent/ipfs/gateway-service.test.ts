@@ -169,6 +169,7 @@ test('a CAR of a path has the directories on the way, with the shards that were 
   const carOf = async (path: string, query = ''): Promise<string[]> => {
     const response = await get(`/ipfs/${path}?format=car${query}`)
     expect(response.status).toBe(200)
+    expect(response.headers.get('x-ipfs-path')).toBe(`/ipfs/${path}`)
     const car = await CarReader.fromBytes(new Uint8Array(await response.arrayBuffer()))
     expect((await car.getRoots()).map(String)).toEqual([path.split('/')[0]])
     const cids: string[] = []
