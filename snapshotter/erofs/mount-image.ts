@@ -45,7 +45,7 @@ async function mountLoops(
   tags: NonNullable<ErofsMount['loopTags']>,
 ): Promise<void> {
   // Closed at the end: the mounted file system has them open then.
-  await using loops = new AsyncDisposableStack()
+  using loops = new DisposableStack()
   // Around the page cache of the file: the device has one of its own.
   const attach = async (path: string, tag: string): Promise<string> =>
     loops.use(await attachLoop(path, { tag, direct: true })).path

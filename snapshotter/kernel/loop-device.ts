@@ -47,32 +47,34 @@ export type LoopDevice = {
 export async function attachLoop(
   backingPath: string,
   { tag, direct }: { readonly tag: string; readonly direct: boolean },
-): Promise<AsyncDisposable & { readonly path: string }> {
+): Promise<Disposable & { readonly path: string }> {
   const name = Buffer.from(tag)
   if (name.length >= FILE_NAME_BYTES) {
     throw new KernelError('INVALID_ARGUMENT', `tag ${tag} has ${name.length} bytes`, { tag })
   }
-  await using control = await open(CONTROL)
-  await using backing = await open(backingPath)
+  using opened = new DisposableStack()
+  const control = openFile(CONTROL, opened)
+  const backing = openFile(backingPath, opened)
   for (let attempt = 0; ; attempt++) {
-    const path = `/dev/loop${ioctl(control.fd, LOOP_CTL_GET_FREE, 0)}`
-    const device = await open(path)
+    const path = `/dev/loop${ioctl(control, LOOP_CTL_GET_FREE, 0)}`
+    const device = openSync(path, 'r')
     const config = Buffer.alloc(CONFIG_BYTES)
-    config.writeUInt32LE(backing.fd, 0)
+    config.writeUInt32LE(backing, 0)
     const flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR | (direct ? LO_FLAGS_DIRECT_IO : 0)
     config.writeUInt32LE(flags, CONFIG_INFO_AT + INFO_FLAGS_AT)
     name.copy(config, CONFIG_INFO_AT + INFO_FILE_NAME_AT)
     try {
-      if (!(await ioctlBytesElsewhere(device.fd, LOOP_CONFIGURE, config)))
-        ioctlBytes(device.fd, LOOP_CONFIGURE, config)
+      // The only call of these that may take long: the kernel waits for whoever uses the device's queue.
+      if (!(await ioctlBytesElsewhere(device, LOOP_CONFIGURE, config)))
+        ioctlBytes(device, LOOP_CONFIGURE, config)
     } catch (error) {
-      await device.close()
+      closeSync(device)
       // Somebody else has taken it meanwhile.
       const isTaken = error instanceof KernelError && error.facts['errno'] === 'EBUSY'
       if (isTaken && attempt < ATTEMPTS_MAX) continue
       throw error
     }
-    return { path, [Symbol.asyncDispose]: () => device.close() }
+    return { path, [Symbol.dispose]: () => closeSync(device) }
   }
 }
 

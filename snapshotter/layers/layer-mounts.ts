@@ -229,12 +229,12 @@ export class LayerMounts {
     if (ids.length >= this.#options.mergeLayersMin) {
       return [await this.#mountDerived({ chain: ids, devices: ids, derive: 'merge' }, signal)]
     }
-    const dirs: string[] = []
-    for (const [position, { id, inheritsDirs }] of shown.entries()) {
-      if (!inheritsDirs || position === 0) dirs.push(await this.#mountLayer(id))
-      else dirs.push(await this.#mountInheriting(ids.slice(0, position + 1), signal))
-    }
-    return dirs.toReversed()
+    const dirs = shown.map(({ id, inheritsDirs }, position) =>
+      !inheritsDirs || position === 0
+        ? this.#mountLayer(id)
+        : this.#mountInheriting(ids.slice(0, position + 1), signal),
+    )
+    return (await Promise.all(dirs)).toReversed()
   }
 
   /** Mounts of these layers go through FUSE until it is disposed of, so that their reads can be seen. */
@@ -275,13 +275,21 @@ export class LayerMounts {
   }
 
   /** Where these layers are mounted from now on: at `name`, and a `p` behind it if that is from plain files. */
-  #mountOnce(
+  async #mountOnce(
     layers: readonly number[],
     { name, imagePath }: { readonly name: string; readonly imagePath: string },
   ): Promise<string> {
-    return this.#inTurn(layers, async () => {
+    const placed = (): Pick<LazyMount, 'target' | 'kind'> => {
       const kind = this.#kindFor(layers)
-      const target = `${this.#options.places.mountsDir}/${name}${kind === 'plain' ? 'p' : ''}`
+      const path = `${this.#options.places.mountsDir}/${name}`
+      return { target: kind === 'plain' ? `${path}p` : path, kind }
+    }
+    // As it is for all layers of an image that runs already.
+    const now = placed()
+    const isAtRest = !layers.some((layer) => this.#turns.has(layer))
+    if (isAtRest && this.#mounts.get(now.target)?.mount.kind === now.kind) return now.target
+    return await this.#inTurn(layers, async () => {
+      const { target, kind } = placed()
       if (!this.#has({ target, kind })) await this.#mount({ target, kind, layers }, imagePath)
       return target
     })

@@ -33,7 +33,7 @@ test.each([true, false])(
   'a file is read through a device, which is found by its tag (direct: %s)',
   async (direct) => {
     const { ones, tag } = files()
-    await using device = await attachLoop(ones, { tag, direct })
+    using device = await attachLoop(ones, { tag, direct })
     expect(device.path).toMatch(/^\/dev\/loop\d+$/)
     expect(sectorsOf(device.path)).toEqual([1, 1, 1, 1])
     expect(listLoops(tag)).toEqual([{ path: device.path, tag, backingPath: ones }])
@@ -43,7 +43,7 @@ test.each([true, false])(
 
 test('a device reads another file from then on that it is given one, for those too who have it open', async () => {
   const { ones, twos, tag } = files()
-  await using device = await attachLoop(ones, { tag, direct: true })
+  using device = await attachLoop(ones, { tag, direct: true })
   await changeLoopFile(device.path, twos)
   expect(sectorsOf(device.path)).toEqual([2, 2, 2, 2])
   expect(listLoops(tag)).toEqual([{ path: device.path, tag, backingPath: twos }])
@@ -51,7 +51,7 @@ test('a device reads another file from then on that it is given one, for those t
 
 test('a file of another size is refused, and the device reads what it did', async () => {
   const { ones, short, tag } = files()
-  await using device = await attachLoop(ones, { tag, direct: true })
+  using device = await attachLoop(ones, { tag, direct: true })
   await expect(changeLoopFile(device.path, short)).rejects.toThrow('LOOP_CHANGE_FD')
   expect(sectorsOf(device.path)).toEqual([1, 1, 1, 1])
 })
@@ -60,7 +60,7 @@ test('a device is free again once nobody has it open', async () => {
   const { ones, tag } = files()
   const device = await attachLoop(ones, { tag, direct: true })
   const fd = openSync(device.path, 'r')
-  await device[Symbol.asyncDispose]()
+  device[Symbol.dispose]()
   expect(listLoops(tag)).toHaveLength(1)
   closeSync(fd)
   expect(listLoops(tag)).toEqual([])
@@ -68,7 +68,7 @@ test('a device is free again once nobody has it open', async () => {
 
 test('nothing can be written to it', async () => {
   const { ones, tag } = files()
-  await using device = await attachLoop(ones, { tag, direct: true })
+  using device = await attachLoop(ones, { tag, direct: true })
   expect(() => writeFileSync(device.path, 'x')).toThrow(/EPERM|EACCES|EROFS/)
 })
 
