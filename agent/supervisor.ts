@@ -34,7 +34,8 @@ const STOP_LONGEST_MS = 20_000
 /**
  * What keeps the worker small; measured, see test/bench/README.md. Young objects get 3 × 4 MiB instead of 3 × 32; two malloc
  * arenas, not one a thread; compiled sources are kept on disk, so that a restart needs no TypeScript parser (30 MB) either.
- * Without the second flag V8 collects for every few network buffers: 27 % more CPU on fetches.
+ * Without the second flag V8 collects for every few network buffers: 27 % more CPU on fetches. Without the third the main thread waits for
+ * V8's helpers when young objects are collected, 36 ms of a busy machine for 1 ms of work.
  */
 export const MEMORY_FLAGS: readonly string[] = [
   '--max-semi-space-size=4',

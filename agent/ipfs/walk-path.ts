@@ -14,7 +14,7 @@ export type WalkedPath = { readonly end: CID; readonly way: readonly DagBlock[] 
 
 /**
  * Follows names from the UnixFS directory `root`. Undefined if there is no such name, if a block on the way is not here, or if it is no UnixFS or
- * longer than anybody's path.
+ * longer than anybody's path. Throws what `get` throws.
  */
 export async function walkPath(
   root: CID,
@@ -26,10 +26,19 @@ export async function walkPath(
     return undefined
   }
   const way = new Map<string, DagBlock>()
+  let failure: { readonly error: unknown } | undefined
+  const got = async (cid: CID): Promise<Uint8Array | undefined> => {
+    try {
+      return await get(cid)
+    } catch (error) {
+      failure = { error }
+      throw error
+    }
+  }
   const seen: ReadableStorage = {
     async *get(cid) {
       const inline = inlineBlock(cid)
-      const bytes = inline ?? (await get(cid))
+      const bytes = inline ?? (await got(cid))
       if (bytes === undefined || way.size >= PATH_BLOCKS_MAX) throw new Error('not on this way')
       if (inline === undefined) way.set(cid.toString(), { cid, bytes })
       yield bytes
@@ -44,6 +53,8 @@ export async function walkPath(
       end = { cid, depth: roots.length - 1 }
     }
   } catch {
+    // The exporter has many words for what is no such path.
+    if (failure !== undefined) throw failure.error
     return undefined
   }
   return end?.depth === names.length ? { end: end.cid, way: [...way.values()] } : undefined

@@ -27,6 +27,8 @@ const lender = {
     if (lent.taken.delete(array)) lent.given++
   },
 }
+/** Blocks that the disk cannot read. */
+const broken = new Set<string>()
 const app = fastify({ forceCloseConnections: true })
 let root: CID
 let origin = ''
@@ -35,6 +37,7 @@ beforeAll(async () => {
   root = await memory.addFile(content, { chunker: fixedSize({ chunkSize: 20_000 }) })
   const blocks: GatewayBlocks = {
     get: async (cid, into) => {
+      if (broken.has(cid.toString())) throw new Error('EIO: the disk cannot read it')
       const block = memory.blocks.get(cid.toV1().toString())
       if (block === undefined || into === undefined) return block
       const array = into.take(block.length)
@@ -188,6 +191,14 @@ test('a CAR of a path has the directories on the way, with the shards that were 
     expect(await carOf(`${directory}/in/name%207`, '&dag-scope=block')).toEqual(way)
     expect((await carOf(`${directory}/in`)).length).toBeGreaterThan(100)
   }
+})
+
+test('a path whose directory the disk cannot read is no path that is not there', async () => {
+  const directory = await memory.addDirectory({ 'in/broken': Buffer.from('content') })
+  broken.add(directory.toString())
+  const response = await get(`/ipfs/${directory.toString()}/in/broken?format=car`)
+  expect(response.status).toBe(500)
+  expect(await response.text()).toMatch(/EIO/)
 })
 
 test.each([
