@@ -163,9 +163,11 @@ export class StartBlocks implements BlockSource, AsyncDisposable {
   async #beginInPieces(root: CID, request: BlockRequest): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
     const goOn = (): void => {
+      clearTimeout(patience)
       this.#ahead.delete(keyOf(root))
       resolve()
     }
+    const patience = setTimeout(goOn, AHEAD_MS)
     const nodes = async (): Promise<void> => {
       const piece = await this.#piece({ root, ...ONLY_START_FILES.nodes }, request)
       if (piece.size === 0) goOn()

@@ -287,6 +287,22 @@ describe('from where files come in one piece', () => {
     expect(timesAsked(blocks, manifests)).toBe(0)
   })
 
+  test('whoever waits for a directory goes on after a second, whatever does not come', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] })
+    onTestFinished(() => void vi.useRealTimers())
+    const { blocks, root, manifests, gate } = await imageInPieces()
+    const { starts } = open(blocks)
+    starts.begin(root)
+    const node = starts.get(manifests, request)
+    vi.advanceTimersByTime(999)
+    for (let turn = 0; turn < 10; turn++) await new Promise(setImmediate)
+    expect(timesAsked(blocks, manifests)).toBe(0)
+    vi.advanceTimersByTime(1)
+    expect((await node).length).toBeGreaterThan(0)
+    expect(timesAsked(blocks, manifests)).toBe(1)
+    gate.resolve()
+  })
+
   test('whoever gives up waiting is told so at once', async () => {
     const { blocks, root, manifests, gate } = await imageInPieces()
     const { starts } = open(blocks)
