@@ -37,6 +37,8 @@ export class LayerDevices {
   readonly #places: LayerPlaces
   readonly #prefix: string
   readonly #identityOf: (layer: number) => LayerIdentity | undefined
+  /** The last that was begun: see `turn`. */
+  #turning: Promise<unknown> = Promise.resolve()
 
   /** `root` keeps the agents of one machine apart. */
   constructor(
@@ -87,11 +89,16 @@ export class LayerDevices {
     return listLoops(this.#prefix).flatMap(({ path, tag }) => (known.has(tag) ? [] : [path]))
   }
 
-  /** Has a device read the layer's file of that kind from now on. Rejects with KernelError. */
+  /**
+   * Has a device read the layer's file of that kind from now on. Rejects with KernelError. One after the other: each keeps one of libuv's few
+   * threads waiting for reads that are under way, and to answer those may take another of them.
+   */
   async turn(device: LayerDevice, layer: number, to: 'fuse' | 'plain'): Promise<void> {
     const places = this.#places
     const path = to === 'plain' ? places.dataPath(layer) : places.fusePath(layer)
-    await changeLoopFile(device.path, path)
+    const turned = this.#turning.then(() => changeLoopFile(device.path, path))
+    this.#turning = turned.catch(() => undefined)
+    await turned
   }
 
   #stateOf(layer: number, backingPath: string): DeviceState {
