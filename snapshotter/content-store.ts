@@ -102,7 +102,7 @@ export class ContentStore implements AsyncDisposable {
     })
     const updated = { ...found, labels, updatedNs: wallClockNs() }
     this.#records.put(updated)
-    await this.#records.flushed()
+    await this.#records.wal.flushed()
     return infoOf(updated)
   }
 
@@ -142,7 +142,7 @@ export class ContentStore implements AsyncDisposable {
     const wasHere = (await orUndefinedIfGone(rm(path).then(() => true))) === true
     // After its bytes: what is left of a blob without a record is still one.
     const wasNoted = this.#records.delete(digest as Digest)
-    await this.#records.flushed()
+    await this.#records.wal.flushed()
     if (!wasHere && !wasNoted) throw notFound(digest)
   }
 
@@ -261,7 +261,7 @@ export class ContentStore implements AsyncDisposable {
 
   /** Rejects as `WriteAheadLog.failed`. */
   get failed(): Promise<never> {
-    return this.#records.failed
+    return this.#records.wal.failed
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -280,7 +280,7 @@ export class ContentStore implements AsyncDisposable {
     }
     // Before the blob is there: a record without one is forgotten at the next start.
     this.#records.put(newRecord({ digest, size: ingest.status.offset, labels }))
-    await this.#records.flushed()
+    await this.#records.wal.flushed()
     await chmod(dataPath, 0o444)
     const folder = join(path, '..')
     await mkdir(folder, { recursive: true })
@@ -321,7 +321,7 @@ export class ContentStore implements AsyncDisposable {
 
   async #note(found: BlobRecord): Promise<void> {
     if (this.#records.get(found.digest) === undefined) this.#records.put(found)
-    await this.#records.flushed()
+    await this.#records.wal.flushed()
   }
 
   async *#all(): AsyncGenerator<BlobRecord, void> {

@@ -435,7 +435,7 @@ export class Snapshotter implements AsyncDisposable {
         throw error
       })
     if (image !== undefined) await this.#checkRivals(image, signal)
-    await this.#parts.catalog.flushed()
+    await this.#parts.catalog.wal.flushed()
   }
 
   /**
@@ -485,7 +485,7 @@ export class Snapshotter implements AsyncDisposable {
     )
     const failed = pulled.find((each) => each.status === 'rejected')
     if (failed !== undefined) throw failed.reason
-    await this.#parts.catalog.flushed()
+    await this.#parts.catalog.wal.flushed()
     return image
   }
 
@@ -654,7 +654,7 @@ export class Snapshotter implements AsyncDisposable {
       removed += 1
     }
     this.#forgetImagesWithoutLayers()
-    await this.#parts.catalog.flushed()
+    await this.#parts.catalog.wal.flushed()
     return { freedBytes: before - (await this.storeBytes()), layers: removed }
   }
 
@@ -688,7 +688,7 @@ export class Snapshotter implements AsyncDisposable {
 
   /** Copies what databases have in their logs, and waits for the disk meanwhile: for when there is nothing else to do. */
   tidy(): void {
-    this.#parts.catalog.checkpoint()
+    this.#parts.catalog.wal.checkpoint()
     this.snapshots.tidy()
   }
 
@@ -787,7 +787,7 @@ async function failureOf(
 ): Promise<never> {
   const never = new Promise<never>(() => {})
   const unserved = fuse === undefined ? never : fuse.ended().then(() => never)
-  return await Promise.race([unserved, catalog.failed, snapshots.failed])
+  return await Promise.race([unserved, catalog.wal.failed, snapshots.failed])
 }
 
 /** What mounts of either kind are made from, as far as the configuration leaves the choice and the kernel has it. */

@@ -27,6 +27,7 @@ export class WriteAheadLog implements AsyncDisposable {
   readonly #fd: number
   #commits = 0
   #onDisk = 0
+  /** There whenever something is not on disk, unless that has failed. */
   #flushing: Promise<void> | undefined
   #failure: KernelError | undefined
   readonly #failed = Promise.withResolvers<never>()
@@ -58,10 +59,7 @@ export class WriteAheadLog implements AsyncDisposable {
   /** Resolves when all that was committed before this call is on disk. Rejects as `failed`, from then on each time. */
   async flushed(): Promise<void> {
     const wanted = this.#commits
-    while (this.#onDisk < wanted && this.#failure === undefined) {
-      this.#flushing ??= this.#flush()
-      await this.#flushing
-    }
+    while (this.#onDisk < wanted && this.#failure === undefined) await this.#flushing
     if (this.#failure !== undefined) throw this.#failure
   }
 
@@ -72,7 +70,7 @@ export class WriteAheadLog implements AsyncDisposable {
 
   /** Resolves when nothing is on its way to the disk any more. The database is closed before or after. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#flushing
+    while (this.#flushing !== undefined) await this.#flushing
     closeSync(this.#fd)
   }
 
@@ -94,8 +92,7 @@ export class WriteAheadLog implements AsyncDisposable {
     } finally {
       this.#flushing = undefined
     }
-    if (this.#onDisk < this.#commits && this.#failure === undefined)
-      this.#flushing ??= this.#flush()
+    if (this.#onDisk < this.#commits && this.#failure === undefined) this.#flushing = this.#flush()
   }
 }
 

@@ -4,7 +4,7 @@ import { inlineBlock } from '../../snapshotter/oci/verify-block.ts'
 import type { DagBlock } from './walk-dag.ts'
 
 /** Most names of a path. As many as an image's are followed in (snapshotter/dag/unixfs-path.ts). */
-export const PATH_NAMES_MAX = 32
+const PATH_NAMES_MAX = 32
 
 /** Most blocks on the way: 32 directories, each up to 8 shards deep. */
 const PATH_BLOCKS_MAX = 256

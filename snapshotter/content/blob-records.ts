@@ -26,11 +26,12 @@ const SQLITE_BUSY = 5
 
 /**
  * Times and labels of blobs, and which of them are not kept here, in an embedded database; every call is one transaction, on disk once
- * `flushed` resolves.
+ * `wal.flushed` resolves.
  */
 export class BlobRecords implements AsyncDisposable {
   readonly #db: DatabaseSync
-  readonly #log: WriteAheadLog
+  /** Where its changes are until they are on disk. */
+  readonly wal: WriteAheadLog
   readonly #sql: (text: string) => StatementSync
 
   /** Throws ContentError UNAVAILABLE if another process has the database at `path` open, FAILED_PRECONDITION if a newer agent wrote it. */
@@ -59,23 +60,13 @@ export class BlobRecords implements AsyncDisposable {
         ) STRICT;
         PRAGMA user_version = ${SCHEMA_VERSION};
         COMMIT`)
-      this.#log = new WriteAheadLog(this.#db, path)
+      this.wal = new WriteAheadLog(this.#db, path)
     } catch (error) {
       this.#db.close()
       const isBusy = error instanceof Error && 'errcode' in error && error.errcode === SQLITE_BUSY
       if (!isBusy) throw error
       throw new ContentError('UNAVAILABLE', `${path} is in use by another agent: stop it first`)
     }
-  }
-
-  /** Resolves when all that was changed before this call is on disk. Rejects as `failed`. */
-  async flushed(): Promise<void> {
-    await this.#log.flushed()
-  }
-
-  /** As `WriteAheadLog.failed`. */
-  get failed(): Promise<never> {
-    return this.#log.failed
   }
 
   get(digest: Digest): BlobRecord | undefined {
@@ -92,13 +83,13 @@ export class BlobRecords implements AsyncDisposable {
       JSON.stringify(Object.fromEntries(record.labels)),
       record.published ?? null,
     )
-    this.#log.committed()
+    this.wal.committed()
   }
 
   /** Whether there was one. */
   delete(digest: Digest): boolean {
     const { changes } = this.#sql('DELETE FROM blobs WHERE digest = ?').run(digest)
-    this.#log.committed()
+    this.wal.committed()
     return changes > 0
   }
 
@@ -115,7 +106,7 @@ export class BlobRecords implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#log[Symbol.asyncDispose]()
+    await this.wal[Symbol.asyncDispose]()
     this.#db.close()
   }
 }

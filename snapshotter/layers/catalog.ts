@@ -158,11 +158,12 @@ const SCHEMA_STEPS: readonly string[] = [
 ]
 
 /**
- * Which images and layers this node knows, in an embedded database; every call is one transaction, on disk once `flushed` resolves.
+ * Which images and layers this node knows, in an embedded database; every call is one transaction, on disk once `wal.flushed` resolves.
  */
 export class Catalog implements AsyncDisposable {
   readonly #db: DatabaseSync
-  readonly #log: WriteAheadLog
+  /** Where its changes are until they are on disk. */
+  readonly wal: WriteAheadLog
   readonly #sql: (text: string) => StatementSync
   readonly #known = new Map<number, LayerRecord>()
 
@@ -178,7 +179,7 @@ export class Catalog implements AsyncDisposable {
       this.#db.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL')
       this.#db.exec('PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; BEGIN IMMEDIATE; COMMIT')
       this.#migrate(path)
-      this.#log = new WriteAheadLog(this.#db, path, sync)
+      this.wal = new WriteAheadLog(this.#db, path, sync)
     } catch (error) {
       this.#db.close()
       if (!isBusy(error)) throw error
@@ -186,21 +187,6 @@ export class Catalog implements AsyncDisposable {
         path,
       })
     }
-  }
-
-  /** Resolves when all that was changed before this call is on disk. Rejects as `failed`. */
-  async flushed(): Promise<void> {
-    await this.#log.flushed()
-  }
-
-  /** As `WriteAheadLog.failed`. */
-  get failed(): Promise<never> {
-    return this.#log.failed
-  }
-
-  /** As `WriteAheadLog.checkpoint`. */
-  checkpoint(): void {
-    this.#log.checkpoint()
   }
 
   /** Remembers an image, or that it was seen again. */
@@ -228,7 +214,7 @@ export class Catalog implements AsyncDisposable {
       })
       return { ...image, id }
     })
-    this.#log.committed()
+    this.wal.committed()
     return remembered
   }
 
@@ -348,7 +334,7 @@ export class Catalog implements AsyncDisposable {
       layer.blobSize,
       Date.now(),
     )
-    this.#log.committed()
+    this.wal.committed()
     return Number(row?.['id'])
   }
 
@@ -409,13 +395,13 @@ export class Catalog implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#log[Symbol.asyncDispose]()
+    await this.wal[Symbol.asyncDispose]()
     this.#db.close()
   }
 
   #change(sql: string, ...parameters: (string | number | null)[]): void {
     this.#sql(sql).run(...parameters)
-    this.#log.committed()
+    this.wal.committed()
   }
 
   #changeLayers(sql: string, ...parameters: (string | number | null)[]): void {

@@ -175,7 +175,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     const { catalog } = this.#parts
     catalog.touchLayer(record.id)
     // Before a snapshot names it.
-    await catalog.flushed()
+    await catalog.wal.flushed()
     const { id, diffId, blobSize, inodes } = record
     return { layer: id, diffId, size: BigInt(blobSize), inodes: BigInt(inodes) }
   }
@@ -523,7 +523,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     builder.forget(record.id)
     disk.forget(record.id)
     catalog.removeLayer(record.id)
-    await catalog.flushed()
+    await catalog.wal.flushed()
   }
 
   /**
@@ -575,7 +575,7 @@ export class Layers implements LazyLayers, AsyncDisposable {
     const id = catalog.beginLayer(layer)
     try {
       // What was written by this id before is not taken for whole from here on. New ones have nothing there.
-      if (!isNew) await catalog.flushed()
+      if (!isNew) await catalog.wal.flushed()
       const { held, ...found } = await builder.build(id, layer, this.#closing.signal)
       catalog.finishLayer(id, found)
       disk.noteWritten(id)

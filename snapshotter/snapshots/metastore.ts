@@ -79,12 +79,13 @@ const SQLITE_CONSTRAINT_UNIQUE = 2067
 
 /**
  * Which snapshots there are, in an embedded database that this process alone may open. Every call is one transaction,
- * on disk once `flushed` resolves. Knows containerd's rules for names, kinds, parents and labels, and no directory.
+ * on disk once `wal.flushed` resolves. Knows containerd's rules for names, kinds, parents and labels, and no directory.
  * Throws SnapshotError with the codes that containerd expects.
  */
 export class Metastore implements AsyncDisposable {
   readonly #db: DatabaseSync
-  readonly #log: WriteAheadLog
+  /** Where its changes are until they are on disk. */
+  readonly wal: WriteAheadLog
   readonly #clock: Clock
   readonly #reserve: DiskReserve
   readonly #sql: (text: string) => StatementSync
@@ -101,7 +102,7 @@ export class Metastore implements AsyncDisposable {
       this.#db.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL')
       this.#db.exec('PRAGMA synchronous = FULL; BEGIN IMMEDIATE; COMMIT')
       this.#migrate(path)
-      this.#log = new WriteAheadLog(this.#db, path, sync)
+      this.wal = new WriteAheadLog(this.#db, path, sync)
     } catch (error) {
       this.#db.close()
       if (!isSqlite(error, SQLITE_BUSY)) throw error
@@ -127,21 +128,6 @@ export class Metastore implements AsyncDisposable {
         this.#db.exec(`PRAGMA user_version = ${done + 1}`)
       })
     }
-  }
-
-  /** Resolves when all that was changed before this call is on disk. Rejects as `failed`. */
-  async flushed(): Promise<void> {
-    await this.#log.flushed()
-  }
-
-  /** As `WriteAheadLog.failed`. */
-  get failed(): Promise<never> {
-    return this.#log.failed
-  }
-
-  /** As `WriteAheadLog.checkpoint`. */
-  checkpoint(): void {
-    this.#log.checkpoint()
   }
 
   /** An ID that no snapshot has or had, and that is given to nobody else while this store is open. */
@@ -375,7 +361,7 @@ export class Metastore implements AsyncDisposable {
   /** Twice is harmless. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#db.isOpen) return
-    await this.#log[Symbol.asyncDispose]()
+    await this.wal[Symbol.asyncDispose]()
     this.#db.close()
   }
 
@@ -416,7 +402,7 @@ export class Metastore implements AsyncDisposable {
   /** A change. */
   #transaction<Result>(work: () => Result): Result {
     const result = this.#inTransaction(work)
-    this.#log.committed()
+    this.wal.committed()
     return result
   }
 

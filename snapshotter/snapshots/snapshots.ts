@@ -125,12 +125,12 @@ export class Snapshots implements AsyncDisposable {
    * `failed`.
    */
   async flushed(): Promise<void> {
-    await this.#metastore.flushed()
+    await this.#metastore.wal.flushed()
   }
 
   /** Rejects when the disk did not take a change: what is there is known after a restart only. */
   get failed(): Promise<never> {
-    return this.#metastore.failed
+    return this.#metastore.wal.failed
   }
 
   /**
@@ -277,7 +277,7 @@ export class Snapshots implements AsyncDisposable {
 
   /** As `Snapshotter.tidy`. */
   tidy(): void {
-    this.#metastore.checkpoint()
+    this.#metastore.wal.checkpoint()
   }
 
   /** The lazy layers that snapshots are made of: none of them may be deleted. */
@@ -443,7 +443,7 @@ export class Snapshots implements AsyncDisposable {
 
   /** Of a snapshot that was forgotten; not before that is on disk, or a power cut would leave the snapshot without it. */
   async #removeDirectory(id: number): Promise<void> {
-    await this.#metastore.flushed()
+    await this.#metastore.wal.flushed()
     await this.#shifted.release(id)
     await this.#directories.remove(id)
   }
@@ -495,7 +495,7 @@ export class Snapshots implements AsyncDisposable {
       const id = Number(name)
       if (this.#beingMade.has(id) || (Number.isSafeInteger(id) && this.#metastore.hasId(id)))
         continue
-      const removed = this.#metastore.flushed().then(() => this.#directories.remove(name))
+      const removed = this.#metastore.wal.flushed().then(() => this.#directories.remove(name))
       this.#background(`deleting the orphaned directory ${name}`, removed)
     }
   }

@@ -85,6 +85,19 @@ test('commits made while the disk is at work share the next wait, and none is fl
   expect(disk.asked).toBe(2)
 })
 
+test('it ends when the last commit is on disk, also one that came while the disk was at work', async () => {
+  const disk = new GatedDisk()
+  const log = logOn(disk)
+  log.committed()
+  log.committed()
+  const ended = log[Symbol.asyncDispose]()
+  disk.done()
+  expect(await isSettled(ended)).toBe(false)
+  expect(disk.asked).toBe(2)
+  disk.done()
+  await ended
+})
+
 test('what the disk did not take is told to everybody from then on, whatever it takes later', async () => {
   const disk = new GatedDisk()
   const log = logOn(disk)
