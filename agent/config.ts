@@ -5,6 +5,7 @@ import { CodedError } from '../snapshotter/errors.ts'
 import { parseCid } from '../snapshotter/oci/parse-cid.ts'
 import { IMAGE_HOST, parseImageReference } from '../snapshotter/oci/reference.ts'
 import { isRegistryHost, parseRegistryReference } from '../snapshotter/oci/registry-reference.ts'
+import { type DeployConfig, deployConfigSchema } from './deploy/deploy-config.ts'
 
 /** A configuration that cannot be used; the message names every field that is wrong. */
 export class ConfigError extends CodedError {}
@@ -209,6 +210,8 @@ export type Config = {
     /** What the kernel mounts layers from: loop devices while bytes are missing (`auto`), files always, or loop devices always. */
     readonly from: 'auto' | 'files' | 'loops'
   }
+  /** Where publishers deploy pods to this node's cluster; undefined: it takes none. */
+  readonly deploy?: DeployConfig | undefined
   /** This agent as containerd's content store; undefined: containerd has its own. */
   readonly content?:
     | {
@@ -460,6 +463,7 @@ const configSchema = z.strictObject({
       from: z.enum(['auto', 'files', 'loops']).default('auto'),
     })
     .prefault({}),
+  deploy: deployConfigSchema.optional(),
   content: z
     .strictObject({
       socketPath: socketPath.optional(),

@@ -32,7 +32,7 @@ async function main(): Promise<number> {
   const command = await yargs(hideBin(process.argv))
     .scriptName('ipdr-agent')
     .usage('$0 [options]\n\nRuns containers straight from IPFS: the agent of one node.')
-    .command('$0', 'run the agent: a supervisor and its data worker')
+    .command('$0', 'run the agent: a supervisor and its workers')
     .command(
       'upgrade',
       'have the running agent make room for this version, or read its configuration anew; no pod notices',
@@ -56,6 +56,10 @@ async function main(): Promise<number> {
             demandOption: true,
           })
           .option('restart-containerd', { type: 'boolean' }),
+    )
+    .command(
+      'control-worker',
+      'run the deploy endpoint alone, without a data path on this node; needs no root',
     )
     .command('data-worker', false)
     .option('config', {
@@ -81,8 +85,9 @@ async function main(): Promise<number> {
     process.stdout.write('configuration is fine\n')
     return EXIT.ok
   }
-  // Needs no right of root, but for a token.
+  // Need no right of root, but for a token.
   if (command._[0] === 'untaint') return await runUntaint(config, command, stop.signal)
+  if (command._[0] === 'control-worker') return await runControl(config, stop.signal)
   if (process.getuid?.() !== 0) {
     process.stderr.write(
       'ipdr-agent: mounting needs root: run it with sudo, as a systemd unit, or as a privileged DaemonSet\n',
@@ -157,6 +162,18 @@ async function runSupervisor(
       'the worker of this version does not come up: the one before comes back',
     )
     succession.revert(previous)
+  }
+}
+
+async function runControl(config: Config, stop: AbortSignal): Promise<number> {
+  const log = createLogger(config.log, 'control-worker')
+  try {
+    const { runControlWorker } = await import('./control-worker.ts')
+    await runControlWorker(config, stop, log)
+    return EXIT.ok
+  } catch (error) {
+    logFatal(log, error)
+    return EXIT.failure
   }
 }
 

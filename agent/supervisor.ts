@@ -1,35 +1,15 @@
-import { type ChildProcess, spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { fileURLToPath } from 'node:url'
 import type { Config } from './config.ts'
 import { type DescriptorStore, noDescriptorStore } from './descriptor-store.ts'
-import {
-  closeFuseConnection,
-  ensureKeeper,
-  type FuseConnection,
-  openFuseConnection,
-} from './fuse-keeper.ts'
+import { closeFuseConnection, ensureKeeper, openFuseConnection } from './fuse-keeper.ts'
 import type { Logger } from './logger.ts'
 import { tellLostPods } from './lost-pods.ts'
 import { placesOf } from './places.ts'
 import { lockRoot } from './root-lock.ts'
 import { type Notifier, noNotifier } from './service-notify.ts'
-import { type WorkerMessage, workerMessage } from './worker-message.ts'
+import { keepWorker } from './worker-process.ts'
 
-/** First wait before a worker is started again; doubles with every early death. */
-const BACKOFF_FIRST_MS = 100
-/** 10 s: a page fault blocked meanwhile still meets its 30 s deadline after the next start. */
-const BACKOFF_LONGEST_MS = 10_000
-/** A worker that ran this long was not dying of its start: the next wait is the first one again. */
-const STEADY_AFTER_MS = 30_000
-/** A worker says it is alive every second once it is ready; 30 missed ones mean that its event loop hangs. */
-const SILENCE_LONGEST_MS = 30_000
-/** Until then it says nothing. 10 min: it checks all databases in one piece, 60 GB at 100 MB/s; a second when there is nothing to check. */
-const START_LONGEST_MS = 600_000
 /** How often the service manager hears that we live: a third of the unit's WatchdogSec. */
 const SIGN_OF_LIFE_MS = 20_000
-/** A stopping worker may take this long for calls in flight and for flushing: containerd's own deadline is 10 s. */
-const STOP_LONGEST_MS = 20_000
 
 /**
  * What keeps the worker small; measured, see test/bench/README.md. Young objects get 3 × 4 MiB instead of 3 × 32; two malloc
@@ -103,37 +83,45 @@ export async function supervise(
   }, SIGN_OF_LIFE_MS)
   first.goesOn()
   using _signs = { [Symbol.dispose]: () => clearInterval(signs) }
-  let backoffMs = BACKOFF_FIRST_MS
   let inUse = true
   const trial = new Trial(isTrial)
   const ending = AbortSignal.any([stop, handOver, trial.failed])
-  while (!ending.aborted) {
-    const startedAt = performance.now()
-    const end = await runWorker({
-      configPath,
-      compileCacheDir: `${config.root}/compile-cache`,
-      fuse,
+  const program = { configPath, compileCacheDir: `${config.root}/compile-cache`, log }
+  // Beside each other: neither waits for the other, nor ends with it.
+  const control =
+    config.deploy === undefined
+      ? undefined
+      : keepWorker(
+          { ...program, name: 'control worker', command: 'control-worker', stop: ending },
+          { meanwhile: 'pods run on, and publishers are not answered', onEnd: () => undefined },
+        )
+  await keepWorker(
+    {
+      ...program,
+      name: 'data worker',
+      command: 'data-worker',
+      flags: MEMORY_FLAGS,
+      environment: { MALLOC_ARENA_MAX: '2' },
+      fuseFd: fuse.fd,
       stop: ending,
-      log,
-      notifier,
-      onReady: () => {
+      onReady: ({ rung }, workerPid) => {
+        log.info({ workerPid, rung, adopted: fuse.adopted }, 'data worker is ready')
+        notifier.ready()
         trial.passed()
         first.isOver()
       },
-    })
-    if (end.stopped !== undefined) inUse = end.stopped.lazyMountsInUse > 0
-    if (ending.aborted) break
-    trial.died()
-    first.isOver()
-    const ranMs = performance.now() - startedAt
-    backoffMs =
-      ranMs > STEADY_AFTER_MS ? BACKOFF_FIRST_MS : Math.min(backoffMs * 2, BACKOFF_LONGEST_MS)
-    log.error(
-      { ...end.reason, ranMs: Math.round(ranMs), retryMs: backoffMs },
-      `data worker ended; containers wait for uncached bytes until it is back in ${backoffMs} ms`,
-    )
-    await pause(backoffMs, ending)
-  }
+    },
+    {
+      meanwhile: 'containers wait for uncached bytes',
+      onEnd: ({ stopped }) => {
+        if (stopped !== undefined) inUse = stopped.lazyMountsInUse > 0
+        if (ending.aborted) return
+        trial.died()
+        first.isOver()
+      },
+    },
+  )
+  await control
   if (!stop.aborted) {
     // Our descriptor closes as the other program takes our place.
     ensureKeeper(fuse, places, log)
@@ -196,101 +184,4 @@ class Trial {
     this.#deaths++
     if (!this.#isOver && this.#deaths >= TRIAL_DEATHS_MAX) this.#failed.abort()
   }
-}
-
-type WorkerEnd = {
-  readonly reason: { code: number | null; signal: string | null }
-  readonly stopped: Extract<WorkerMessage, { kind: 'stopped' }> | undefined
-}
-
-type WorkerStart = {
-  readonly configPath: string | undefined
-  readonly compileCacheDir: string
-  readonly fuse: FuseConnection
-  readonly stop: AbortSignal
-  readonly log: Logger
-  readonly notifier: Notifier
-  readonly onReady: () => void
-}
-
-async function runWorker(start: WorkerStart): Promise<WorkerEnd> {
-  const { fuse, log, notifier, stop } = start
-  const worker = spawnWorker(start)
-  let stopped: WorkerEnd['stopped']
-  let lastSign = performance.now()
-  let silenceLongestMs = START_LONGEST_MS
-  worker.on('message', (value) => {
-    const message = workerMessage.parse(value)
-    lastSign = performance.now()
-    switch (message.kind) {
-      case 'ready':
-        silenceLongestMs = SILENCE_LONGEST_MS
-        log.info(
-          { workerPid: worker.pid, rung: message.rung, adopted: fuse.adopted },
-          'data worker is ready',
-        )
-        notifier.ready()
-        start.onReady()
-        break
-      case 'alive':
-        break
-      case 'stopped':
-        stopped = message
-        break
-    }
-  })
-  const watch = setInterval(() => {
-    if (performance.now() - lastSign < silenceLongestMs) return
-    log.error(
-      { workerPid: worker.pid },
-      `data worker was silent for ${silenceLongestMs} ms: killing it`,
-    )
-    worker.kill('SIGKILL')
-  }, 1000)
-  let giveUp: NodeJS.Timeout | undefined
-  const askToStop = (): void => {
-    worker.kill('SIGTERM')
-    giveUp = setTimeout(() => {
-      log.error(
-        { workerPid: worker.pid },
-        `data worker did not stop within ${STOP_LONGEST_MS} ms: killing it`,
-      )
-      worker.kill('SIGKILL')
-    }, STOP_LONGEST_MS)
-  }
-  if (stop.aborted) askToStop()
-  else stop.addEventListener('abort', askToStop, { once: true })
-  try {
-    const [code, signal] = (await once(worker, 'exit')) as [number | null, string | null]
-    return { reason: { code, signal }, stopped }
-  } finally {
-    stop.removeEventListener('abort', askToStop)
-    clearInterval(watch)
-    clearTimeout(giveUp)
-  }
-}
-
-function spawnWorker({ configPath, compileCacheDir, fuse }: WorkerStart): ChildProcess {
-  return spawn(
-    process.execPath,
-    [
-      ...MEMORY_FLAGS,
-      '--disable-warning=ExperimentalWarning',
-      fileURLToPath(new URL('main.ts', import.meta.url)),
-      'data-worker',
-      ...(configPath === undefined ? [] : ['--config', configPath]),
-      '--fuse-fd=3',
-    ],
-    {
-      env: { ...process.env, MALLOC_ARENA_MAX: '2', NODE_COMPILE_CACHE: compileCacheDir },
-      stdio: ['ignore', 'inherit', 'inherit', fuse.fd, 'ipc'],
-    },
-  )
-}
-
-function pause(ms: number, stop: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>()
-  const timer = setTimeout(resolve, ms)
-  stop.addEventListener('abort', () => resolve(), { once: true })
-  return promise.finally(() => clearTimeout(timer))
 }

@@ -2,14 +2,14 @@ import { z } from 'zod'
 
 /** What a worker tells its supervisor over the process channel. */
 export const workerMessage: z.ZodType<WorkerMessage> = z.discriminatedUnion('kind', [
-  z.strictObject({ kind: z.literal('ready'), rung: z.string() }),
+  z.strictObject({ kind: z.literal('ready'), rung: z.string().optional() }),
   z.strictObject({ kind: z.literal('alive') }),
   z.strictObject({ kind: z.literal('stopped'), lazyMountsInUse: z.number().int().nonnegative() }),
 ])
 
 export type WorkerMessage =
-  /** Every socket is open. `rung`: which rung of the kernel ladder the node stands on. */
-  | { readonly kind: 'ready'; readonly rung: string }
+  /** Every socket is open. `rung`, of the data worker: which rung of the kernel ladder the node stands on. */
+  | { readonly kind: 'ready'; readonly rung?: string | undefined }
   /** The event loop turns; sent every second. */
   | { readonly kind: 'alive' }
   /** Everything is flushed and closed. Lazy mounts that a container may still use were left alone. */

@@ -21,8 +21,8 @@ const PROGRAMS: Readonly<Record<string, string>> = {
   'ipdr-authorize': 'agent/authorize-hook.ts',
 }
 
-/** What is loaded from its own folder: it holds machine code. */
-export const LEFT_OUTSIDE: readonly string[] = ['koffi']
+/** What is loaded from its own folder: it holds machine code. The second is WebRTC, for agents that listen for it. */
+export const LEFT_OUTSIDE: readonly string[] = ['koffi', 'node-datachannel']
 
 /** Where a source says what it starts in a process or thread of its own, or where it is itself. */
 const PLACES = /new URL\('(?<started>[\w./-]+)\.ts', import\.meta\.url\)|import\.meta\.(?<own>\w+)/g

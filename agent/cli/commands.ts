@@ -3,12 +3,17 @@ import { cacheCheck } from './commands/cache-check.ts'
 import { cacheGc } from './commands/cache-gc.ts'
 import { cacheLs } from './commands/cache-ls.ts'
 import { cacheRm } from './commands/cache-rm.ts'
+import { deletePod } from './commands/delete-pod.ts'
+import { deploy, update } from './commands/deploy.ts'
 import { doctor } from './commands/doctor.ts'
 import { exportCommand } from './commands/export-image.ts'
 import { importCommand } from './commands/import-car.ts'
 import { indexLayers } from './commands/index-layers.ts'
+import { init } from './commands/init.ts'
 import { inspect } from './commands/inspect.ts'
 import { optimize } from './commands/optimize.ts'
+import { logs } from './commands/pod-logs.ts'
+import { providers } from './commands/providers.ts'
 import { pull } from './commands/pull.ts'
 import { push } from './commands/push.ts'
 import { repositoryGc } from './commands/repository-gc.ts'
@@ -35,6 +40,12 @@ export const COMMANDS: readonly Command[] = [
   repositoryLs,
   repositoryRm,
   repositoryGc,
+  init,
+  deploy,
+  update,
+  logs,
+  deletePod,
+  providers,
   pull,
   doctor,
   status,

@@ -52,6 +52,7 @@ const EXIT_BY_ERROR_CODE: Readonly<Record<ErrorCode, ExitCode>> = {
   ABORTED: EXIT_CODES.temporary,
   OUT_OF_RANGE: EXIT_CODES.badData,
   UNIMPLEMENTED: EXIT_CODES.failure,
+  UNAUTHENTICATED: EXIT_CODES.noPermission,
   INTERNAL: EXIT_CODES.failure,
   UNAVAILABLE: EXIT_CODES.unavailable,
   DATA_LOSS: EXIT_CODES.verification,
@@ -73,6 +74,7 @@ const ERROR_CODE_BY_GRPC_STATUS: ReadonlyMap<number, ErrorCode> = new Map([
   [13, 'INTERNAL'],
   [14, 'UNAVAILABLE'],
   [15, 'DATA_LOSS'],
+  [16, 'UNAUTHENTICATED'],
 ])
 
 const BY_ERRNO: Readonly<Record<string, Omit<Failure, 'sentence'>>> = {
@@ -108,7 +110,17 @@ export function describeFailure(error: unknown, signal: AbortSignal): Failure {
   if (error instanceof CodedError) {
     return { sentence: plain(error.message), exitCode: EXIT_BY_ERROR_CODE[error.code] }
   }
-  const { code, details } = error as { code?: unknown; details?: unknown }
+  const { code, details, rawMessage } = error as {
+    code?: unknown
+    details?: unknown
+    rawMessage?: unknown
+  }
+  // Connect's codes are gRPC's; the message without the code in front of it is the sentence.
+  if (typeof code === 'number' && typeof rawMessage === 'string') {
+    const named = ERROR_CODE_BY_GRPC_STATUS.get(code)
+    const exitCode = named === undefined ? EXIT_CODES.failure : EXIT_BY_ERROR_CODE[named]
+    return { sentence: plain(rawMessage), exitCode }
+  }
   if (typeof code === 'number' && typeof details === 'string') {
     const named = ERROR_CODE_BY_GRPC_STATUS.get(code)
     return {

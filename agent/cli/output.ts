@@ -35,6 +35,11 @@ export class Output {
     this.#line(this.#stream.isTTY ? `\u001b[2J\u001b[H${text()}` : text())
   }
 
+  /** One of a stream of answers, which all stay: a document a line, or a line of text. */
+  line(document: object, text: () => string): void {
+    this.#line(this.format === 'json' ? JSON.stringify(document) : text())
+  }
+
   /** `text` in a style, where the stream is a terminal and neither NO_COLOR nor the like objects. */
   style(style: Style, text: string): string {
     return styleText(style, text, { stream: this.#stream })

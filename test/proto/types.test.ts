@@ -15,12 +15,15 @@ function filesIn(dir: string): Record<string, string> {
   )
 }
 
-test('proto/types is what the .proto files give: else run npm run proto', () => {
+test.each([
+  ['types', 'generate-types.ts'],
+  ['messages', 'generate-messages.ts'],
+])('proto/%s is what the .proto files give: else run npm run proto', (name, program) => {
   const proto = join(import.meta.dirname, '../../proto')
   const dir = mkdtempSync(join(tmpdir(), 'proto-'))
   try {
-    execFileSync(process.execPath, [join(proto, 'generate-types.ts'), dir], { stdio: 'pipe' })
-    expect(filesIn(dir)).toEqual(filesIn(join(proto, 'types')))
+    execFileSync(process.execPath, [join(proto, program), dir], { stdio: 'pipe' })
+    expect(filesIn(dir)).toEqual(filesIn(join(proto, name)))
   } finally {
     rmSync(dir, { recursive: true })
   }

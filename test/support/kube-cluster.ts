@@ -2,6 +2,7 @@ import { freePort } from './agent.ts'
 import { Daemon } from './daemon.ts'
 import { type GoProgram, goProgram } from './go-programs.ts'
 import { etcdCommand, KubeApiServer, type KubeApiServerOptions } from './kube-apiserver.ts'
+import { KubeControllers } from './kube-controllers.ts'
 import type { Scratch } from './scratch.ts'
 
 const PROGRAMS = [
@@ -31,29 +32,20 @@ export class KubeCluster implements AsyncDisposable {
   static async start(scratch: Scratch, options?: KubeApiServerOptions): Promise<KubeCluster> {
     await using opened = new AsyncDisposableStack()
     const api = opened.use(await KubeApiServer.start(scratch, options))
-    const run = async (name: GoProgram, flags: readonly string[]): Promise<void> => {
-      const [port, { certFile, keyFile }] = [await freePort(), api.serverCertificate]
-      const daemon = opened.use(
-        await Daemon.start(scratch, name, [
-          await goProgram(name),
-          `--kubeconfig=${api.adminKubeconfig}`,
-          '--leader-elect=false',
-          '--bind-address=127.0.0.1',
-          `--secure-port=${port}`,
-          `--tls-cert-file=${certFile}`,
-          `--tls-private-key-file=${keyFile}`,
-          ...flags,
-        ]),
-      )
-      await daemon.whenReady(() => api.answers(`https://127.0.0.1:${port}/healthz`))
-    }
-    await run('kube-controller-manager', [
-      // KubeApiServer.namespace has made what that one would make.
-      '--controllers=*,-serviceaccount-controller',
-      `--root-ca-file=${api.serverCertificate.caFile}`,
-      `--service-account-private-key-file=${api.accountsKeyFile}`,
-    ])
-    await run('kube-scheduler', [])
+    const [port, { certFile, keyFile }] = [await freePort(), api.serverCertificate]
+    const scheduler = opened.use(
+      await Daemon.start(scratch, 'kube-scheduler', [
+        await goProgram('kube-scheduler'),
+        `--kubeconfig=${api.adminKubeconfig}`,
+        '--leader-elect=false',
+        '--bind-address=127.0.0.1',
+        `--secure-port=${port}`,
+        `--tls-cert-file=${certFile}`,
+        `--tls-private-key-file=${keyFile}`,
+      ]),
+    )
+    await scheduler.whenReady(() => api.answers(`https://127.0.0.1:${port}/healthz`))
+    opened.use(await KubeControllers.start(scratch, api))
     return new KubeCluster(api, opened.move())
   }
 

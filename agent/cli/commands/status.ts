@@ -4,6 +4,7 @@ import { type Command, defineCommand } from '../command.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
 import { CommandFailure } from '../failure.ts'
 import type { Output } from '../output.ts'
+import { PUBLISHER_OPTIONS } from '../publisher-options.ts'
 import { count, formatBytes, formatMs } from '../quantity.ts'
 import { shortDigest } from '../short-digest.ts'
 import { fields, table } from '../table.ts'
@@ -22,14 +23,21 @@ const MOUNT_KINDS: Readonly<Record<string, string>> = {
 /** `ipdr status` */
 export const status: Command = defineCommand({
   name: 'status',
-  usage: '',
-  summary: 'Say how the agent of this node is doing',
+  usage: '[file]',
+  summary: 'Say how a pod is doing, or the agent of this node',
   description: [
-    'Says which rung of the kernel ladder the node stands on and why not on a higher one, what is mounted, how many reads found their bytes missing and how long these waited, where bytes came from, what is queued, and how full the store is.',
+    'With a deployment file: how its pod is in its cluster, why it is not ready, what its containers do, and where it is reached; --provider and the other options of ipdr deploy say where and whose. Without: the agent of this node.',
+    'Of the agent it says which rung of the kernel ladder the node stands on and why not on a higher one, what is mounted, how many reads found their bytes missing and how long these waited, where bytes came from, what is queued, and how full the store is.',
     'Mounts are lazy (bytes come through the agent), complete (the layer is all here, and is mounted from its plain file) or merged (several layers in one mount). With --watch it says so again and again until interrupted: on a terminal in place, with --output json one document a line.',
   ],
-  args: {},
+  args: {
+    file: {
+      type: 'string',
+      describe: 'The deployment file of a pod; none: the agent of this node',
+    },
+  },
   options: {
+    ...PUBLISHER_OPTIONS,
     mounts: { type: 'boolean', default: false, describe: 'List every mount' },
     watch: { alias: 'w', type: 'boolean', default: false, describe: 'Repeat until interrupted' },
     interval: {
@@ -41,16 +49,25 @@ export const status: Command = defineCommand({
     },
   },
   examples: [
-    ['ipdr status', 'one look'],
+    ['ipdr status ipdr.yaml', 'the pod that is described there'],
+    ['ipdr status', 'one look at the agent'],
     ['ipdr status --watch --interval 1', 'follow a pod as it starts'],
     ["ipdr status -o json | jq '.misses.p99Ms'", 'how long the slowest reads waited'],
   ],
   seeAlso: ['ipdr waited', 'ipdr cache ls', 'ipdr-agent(8)'],
-  async run({ mounts, watch, interval }, { output, agentSocket, signal }) {
+  async run({ file, mounts, watch, interval, ...values }, { output, agentSocket, signal }) {
     if (!(interval >= INTERVAL_SECONDS.min && interval <= INTERVAL_SECONDS.max)) {
       throw new CommandFailure(
         EXIT_CODES.usage,
         `--interval must be a number of seconds from ${INTERVAL_SECONDS.min} to ${INTERVAL_SECONDS.max}`,
+      )
+    }
+    if (file !== undefined) {
+      const { showPod } = await import('../pod-status.ts')
+      return await showPod(
+        file,
+        { ...values, watch, intervalMs: interval * 1_000 },
+        { output, signal },
       )
     }
     const { ask, connectAgent } = await import('../agent-connection.ts')

@@ -51,7 +51,7 @@ describe('a wrong command line', () => {
       see: 'ipdr cache --help',
     },
     { words: ['status', '--colour'], says: 'option or argument colour', see: 'ipdr status --help' },
-    { words: ['status', 'now'], says: 'option or argument now', see: 'ipdr status --help' },
+    { words: ['waited', 'a', 'now'], says: 'option or argument now', see: 'ipdr waited --help' },
     { words: ['status', '--agent'], says: 'option agent needs a value', see: 'ipdr status --help' },
     {
       words: ['pull', 'x', '-o', 'text', '-o', 'json'],

@@ -1,0 +1,87 @@
+import { once } from 'node:events'
+import { setInterval } from 'node:timers/promises'
+import { CodedError } from '../snapshotter/errors.ts'
+import type { Config } from './config.ts'
+import { DeployEndpoint } from './deploy/deploy-endpoint.ts'
+import { KubeCluster } from './deploy/kube-cluster.ts'
+import { BlockSources } from './ipfs/block-sources.ts'
+import { GatewayClient } from './ipfs/gateway-client.ts'
+import type { Logger } from './logger.ts'
+import { ChannelFunds } from './payments/channel-funds.ts'
+import { PaymentChannels } from './payments/payment-channels.ts'
+import type { WorkerMessage } from './worker-message.ts'
+
+/** How often the supervisor hears from us; it gives up after thirty times that. */
+const ALIVE_INTERVAL_MS = 1_000
+
+/** One request to one RPC endpoint, in ms: four of them fit into the minute that a client waits. */
+const RPC_MS_MAX = 10_000
+
+/** How often deployments that broke off are looked for, in ms: those of another agent that is gone, or of an API that was away. */
+const RESUME_MS = 60_000
+
+/** Runs the control plane until `stop` aborts, then releases everything in reverse order. Rejects if a part cannot start. */
+export async function runControlWorker(
+  config: Config,
+  stop: AbortSignal,
+  log: Logger,
+): Promise<void> {
+  const { deploy } = config
+  if (deploy === undefined) {
+    throw new CodedError(
+      'FAILED_PRECONDITION',
+      'deploy: is missing in the configuration, so there is nothing to run',
+    )
+  }
+  await using opened = new AsyncDisposableStack()
+  const gateways = config.ipfs.gateways.map((url) => opened.use(new GatewayClient(url)))
+  const blocks = new BlockSources(gateways, { log: log.child({ part: 'ipfs' }) })
+  const cluster = KubeCluster.open(deploy)
+  const payments = log.child({ part: 'payments' })
+  const channels = new PaymentChannels(
+    { rpcUrls: deploy.chain.rpc, evmChainId: deploy.chain.id, timeoutMs: RPC_MS_MAX },
+    { log: payments },
+  )
+  const endpoint = opened.use(
+    await DeployEndpoint.listen(deploy, `${config.root}/deploy`, {
+      cluster,
+      funds: new ChannelFunds(deploy, { channels, log: payments }),
+      blocks,
+      log: log.child({ part: 'deploy' }),
+    }),
+  )
+  tell({ kind: 'ready' })
+  const alive = globalThis.setInterval(() => tell({ kind: 'alive' }), ALIVE_INTERVAL_MS)
+  opened.defer(() => clearInterval(alive))
+  log.info({ addresses: endpoint.multiaddrs }, 'publishers can deploy')
+  void resumeNowAndThen(endpoint, stop, log)
+  if (!stop.aborted) await once(stop, 'abort')
+  log.info({}, 'stopping')
+}
+
+async function resumeNowAndThen(
+  endpoint: DeployEndpoint,
+  stop: AbortSignal,
+  log: Logger,
+): Promise<void> {
+  const resume = async (): Promise<void> => {
+    try {
+      const resumed = await endpoint.deployments.resume()
+      if (resumed > 0) log.info({ resumed }, `${resumed} deployments that had broken off are done`)
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error)
+      log.warn({ reason }, `deployments that broke off cannot be looked for: ${reason}`)
+    }
+  }
+  await resume()
+  try {
+    for await (const _ of setInterval(RESUME_MS, undefined, { signal: stop })) await resume()
+  } catch {
+    // Stopped.
+  }
+}
+
+/** Tells the supervisor, if there is one. */
+function tell(message: WorkerMessage): void {
+  if (process.connected) process.send?.(message)
+}

@@ -1,0 +1,13 @@
+import type { DeployConfig } from './deploy-config.ts'
+
+/** What the objects of a pod depend on beside the pod: how its cluster routes, stores, and keeps pods apart. */
+export type ClusterSettings = Pick<
+  DeployConfig,
+  | 'routes'
+  | 'keda'
+  | 'storageClass'
+  | 'sharedStorageClass'
+  | 'ingressNamespaces'
+  | 'clusterCidrs'
+  | 'userNamespaces'
+>

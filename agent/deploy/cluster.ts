@@ -1,0 +1,58 @@
+import type { KubernetesObject } from '@kubernetes/client-node'
+import { CodedError } from '../../snapshotter/errors.ts'
+
+/** What the cluster's API says no to, or that it cannot be asked: UNAVAILABLE, which may be tried again, and all else, which may not. */
+export class ClusterError extends CodedError {}
+
+/** A kind of object, as its first two lines name it. */
+export type Kind = { readonly apiVersion: string; readonly kind: string }
+
+/** One object. */
+export type Ref = Kind & {
+  readonly metadata: { readonly name: string; readonly namespace?: string }
+}
+
+export type LogOptions = {
+  readonly container: string
+  readonly follow: boolean
+  readonly previous: boolean
+  /** Undefined: all that are kept. */
+  readonly tailLines?: number | undefined
+  readonly sinceSeconds?: number | undefined
+}
+
+/** What the deploy endpoint needs of Kubernetes. Everything rejects with ClusterError. */
+export type Cluster = {
+  /** Has the object's fields be what is given, as the one owner of them (server-side apply). */
+  apply<T extends KubernetesObject>(object: T): Promise<T>
+  /** Undefined: it is there already. */
+  create<T extends KubernetesObject>(object: T): Promise<T | undefined>
+  /** Undefined: somebody has changed or deleted it since its `resourceVersion`. */
+  replace<T extends KubernetesObject>(object: T): Promise<T | undefined>
+  /** Undefined: it is not there. */
+  read<T extends KubernetesObject>(ref: Ref): Promise<T | undefined>
+  /** Kinds that the cluster does not have have no objects. */
+  list<T extends KubernetesObject>(
+    kind: Kind,
+    where: { readonly namespace?: string; readonly labels?: Readonly<Record<string, string>> },
+  ): Promise<T[]>
+  /** Begins to delete it, with what belongs to it; finalizers take their time. False: it is not there, or is another one than `uid`. */
+  delete(ref: Ref, uid?: string): Promise<boolean>
+  /** Lines of a container, each after its time in RFC 3339, as they come; until `signal` aborts, if they are followed. */
+  logs(
+    pod: { readonly namespace: string; readonly name: string },
+    options: LogOptions,
+    signal: AbortSignal,
+  ): AsyncIterable<string>
+}
+
+export const NAMESPACE: Kind = { apiVersion: 'v1', kind: 'Namespace' }
+export const SECRET: Kind = { apiVersion: 'v1', kind: 'Secret' }
+export const POD: Kind = { apiVersion: 'v1', kind: 'Pod' }
+export const SERVICE: Kind = { apiVersion: 'v1', kind: 'Service' }
+export const EVENT: Kind = { apiVersion: 'v1', kind: 'Event' }
+export const NODE: Kind = { apiVersion: 'v1', kind: 'Node' }
+export const CONFIG_MAP: Kind = { apiVersion: 'v1', kind: 'ConfigMap' }
+export const LEASE: Kind = { apiVersion: 'coordination.k8s.io/v1', kind: 'Lease' }
+export const DEPLOYMENT: Kind = { apiVersion: 'apps/v1', kind: 'Deployment' }
+export const STATEFUL_SET: Kind = { apiVersion: 'apps/v1', kind: 'StatefulSet' }

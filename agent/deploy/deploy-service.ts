@@ -1,0 +1,267 @@
+import { setTimeout } from 'node:timers/promises'
+import {
+  create,
+  type DescMessage,
+  fromBinary,
+  type MessageShape,
+  toBinary,
+} from '@bufbuild/protobuf'
+import type { HandlerContext, ServiceImpl } from '@connectrpc/connect'
+import type { V1Namespace } from '@kubernetes/client-node'
+import {
+  type Address,
+  type DeleteProgress,
+  DeleteProgressSchema,
+  type Deployment,
+  Deployment_Mode,
+  DeploymentSchema,
+  type DeployProgress,
+  DeployProgressSchema,
+  type DeployService,
+  type LogLine,
+  type PodEvent,
+  PodSchema,
+  State,
+} from '../../proto/messages/ipdr/deploy_pb.js'
+import { SIGNED_CALL_HEADER } from '../client/signed-call.ts'
+import type { Admission } from './admission.ts'
+import type { Capacity } from './capacity.ts'
+import { type Cluster, NAMESPACE } from './cluster.ts'
+import type { Deployments, Mode } from './deployments.ts'
+import { PodError } from './parse-pod.ts'
+import { addressesOf } from './pod-addresses.ts'
+import { podLogs } from './pod-logs.ts'
+import { namespaceOf } from './pod-namespace.ts'
+import type { PodIdentity, PodSpec } from './pod-spec.ts'
+import { podEvents, podState, podsOf } from './pod-status.ts'
+import type { AuthenticCall } from './signed-calls.ts'
+
+/** A deployment as it was signed. The cluster keeps two of them in one secret of 1 MiB. */
+export const PAYLOAD_BYTES_MAX: number = 400 * 1024
+
+/** How often a pod that is on its way is looked at, in ms, for each who watches. */
+const LOOK_MS = 1_000
+
+const UINT64_MAX = 2n ** 64n - 1n
+
+const NO_PAYLOAD = new Uint8Array()
+
+const MODES: Readonly<Record<Deployment_Mode, Mode>> = {
+  [Deployment_Mode.UNSPECIFIED]: 'either',
+  [Deployment_Mode.CREATE]: 'create',
+  [Deployment_Mode.UPDATE]: 'update',
+}
+
+type Parts = {
+  readonly admission: Admission
+  readonly deployments: Deployments
+  readonly cluster: Cluster
+  readonly capacity: Capacity
+  readonly operator: `0x${string}`
+}
+
+/** ipdr.deploy.v1.DeployService: each call is its publisher's, for one pod of his, and a deployment is paid for. */
+export function deployService({
+  admission,
+  deployments,
+  cluster,
+  capacity,
+  operator,
+}: Parts): ServiceImpl<typeof DeployService> {
+  const signedFor = async (
+    operation: string,
+    { requestHeader }: HandlerContext,
+    payload: Uint8Array = NO_PAYLOAD,
+  ): Promise<AuthenticCall & { readonly identity: PodIdentity }> => {
+    const header = requestHeader.get(SIGNED_CALL_HEADER)
+    const call = await admission.authenticate(header, { operation, payload })
+    const { publisher, podId } = call
+    return { ...call, identity: { publisher, podId, namespace: namespaceOf(publisher, podId) } }
+  }
+
+  async function* deploy(
+    payload: Uint8Array,
+    context: HandlerContext,
+  ): AsyncGenerator<DeployProgress> {
+    if (payload.length > PAYLOAD_BYTES_MAX) {
+      throw new PodError(
+        'RESOURCE_EXHAUSTED',
+        `payload: has ${payload.length} bytes, it may have ${PAYLOAD_BYTES_MAX}`,
+      )
+    }
+    const call = await signedFor('Deploy', context, payload)
+    const { identity } = call
+    const { pod, mode } = deploymentOf(payload)
+    if (pod === undefined) throw new PodError('INVALID_ARGUMENT', 'pod: is missing')
+    const bytes = toBinary(PodSchema, pod)
+    const spec = deployments.check(bytes)
+    const fundedSeconds = await admission.fundedSeconds({ ...call, operator }, spec, context.signal)
+    const { namespace } = identity
+    admission.use({ ...call, pod: namespace })
+    yield step({
+      case: 'accepted',
+      value: { namespace, fundedSeconds: leastOf(fundedSeconds ?? 0n, UINT64_MAX) },
+    })
+    // Goes on whatever becomes of this stream.
+    const applied = await deployments.deploy(identity, bytes, MODES[mode])
+    yield step({
+      case: 'applied',
+      value: {
+        objects: applied.objects,
+        deleted: applied.deleted,
+        generation: BigInt(applied.generation),
+      },
+    })
+    yield* untilReady(identity, spec, context.signal)
+  }
+
+  async function* untilReady(
+    { namespace }: PodIdentity,
+    spec: PodSpec,
+    signal: AbortSignal,
+  ): AsyncGenerator<DeployProgress> {
+    const told = new Set<string>()
+    while (!signal.aborted) {
+      const state = await podState(cluster, namespace)
+      if (state === undefined) throw new PodError('ABORTED', 'the pod was deleted meanwhile')
+      for (const event of await podEvents(cluster, namespace)) {
+        const key = `${event.object}/${event.reason}/${event.message}`
+        if (told.has(key)) continue
+        told.add(key)
+        yield step({ case: 'event', value: event })
+      }
+      const { summary, services } = state
+      if (summary.state === State.READY || summary.state === State.ASLEEP) {
+        const addresses = addressesOf(spec, services)
+        yield step({ case: 'ready', value: { addresses, replicas: summary.replicasReady } })
+        return
+      }
+      await pause(signal)
+    }
+  }
+
+  async function* remove(context: HandlerContext): AsyncGenerator<DeleteProgress> {
+    const call = await signedFor('Delete', context)
+    const { namespace } = call.identity
+    // Whoever has no pod here leaves nothing to be remembered.
+    await stateOf(namespace)
+    admission.use({ ...call, pod: namespace })
+    await deployments.delete(namespace)
+    while (!context.signal.aborted) {
+      const found = await cluster.read<V1Namespace>({ ...NAMESPACE, metadata: { name: namespace } })
+      if (found?.metadata?.deletionTimestamp === undefined) {
+        yield create(DeleteProgressSchema, { done: true })
+        return
+      }
+      const remaining = (found.status?.conditions ?? [])
+        .filter(({ type, status }) => type.endsWith('Remaining') && status === 'True')
+        .map(({ message }) => message ?? '')
+      yield create(DeleteProgressSchema, { remaining })
+      await pause(context.signal)
+    }
+  }
+
+  const stateOf = async (
+    namespace: string,
+  ): Promise<NonNullable<Awaited<ReturnType<typeof podState>>>> => {
+    const state = await podState(cluster, namespace)
+    if (state === undefined) throw notFound(namespace)
+    return state
+  }
+
+  async function* events(follow: boolean, context: HandlerContext): AsyncGenerator<PodEvent> {
+    const { namespace } = (await signedFor('Events', context)).identity
+    await stateOf(namespace)
+    const told = new Set<string>()
+    for (;;) {
+      for (const event of await podEvents(cluster, namespace)) {
+        const key = `${event.time}/${event.object}/${event.reason}/${event.message}`
+        if (told.has(key)) continue
+        told.add(key)
+        yield event
+      }
+      if (!follow) return
+      await pause(context.signal)
+      if (context.signal.aborted) return
+    }
+  }
+
+  return {
+    deploy: ({ payload }, context) => deploy(payload, context),
+    delete: (_request, context) => remove(context),
+    list: async (_request, context) => {
+      const { publisher } = await signedFor('List', context)
+      return { pods: await podsOf(cluster, publisher) }
+    },
+    status: async (_request, context) => {
+      const { namespace } = (await signedFor('Status', context)).identity
+      const { summary, containers, services, reason } = await stateOf(namespace)
+      const spec = await deployments.specOf(namespace)
+      const addresses: Address[] = spec === undefined ? [] : addressesOf(spec, services)
+      return { summary, containers: [...containers], addresses, reason }
+    },
+    async *logs(request, context): AsyncGenerator<LogLine> {
+      const { namespace } = (await signedFor('Logs', context)).identity
+      await stateOf(namespace)
+      const { container, follow, tail, sinceSeconds, previous } = request
+      const wanted = {
+        ...(container !== '' && { container }),
+        follow,
+        previous,
+        ...(tail > 0 && { tailLines: tail }),
+        ...(sinceSeconds > 0 && { sinceSeconds }),
+      }
+      yield* podLogs(cluster, namespace, wanted, context.signal)
+    },
+    events: ({ follow }, context) => events(follow, context),
+    exec: async (_request, context) => {
+      await signedFor('Exec', context)
+      throw new PodError(
+        'PERMISSION_DENIED',
+        'commands cannot be run in a pod: who could, could read its secrets; have the image do it, and read its logs',
+      )
+    },
+    capacity: async () => await capacity.ask(),
+  }
+}
+
+function leastOf(a: bigint, b: bigint): bigint {
+  return a < b ? a : b
+}
+
+function deploymentOf(payload: Uint8Array): Deployment {
+  return decoded(DeploymentSchema, payload, 'payload')
+}
+
+/** Throws PodError INVALID_ARGUMENT for bytes that are no such message. */
+export function decoded<Desc extends DescMessage>(
+  schema: Desc,
+  bytes: Uint8Array,
+  field: string,
+): MessageShape<Desc> {
+  try {
+    return fromBinary(schema, bytes)
+  } catch (cause) {
+    throw new PodError('INVALID_ARGUMENT', `${field}: is no ${schema.typeName}`, { field }, cause)
+  }
+}
+
+function step(step: NonNullable<DeployProgressStep>): DeployProgress {
+  return create(DeployProgressSchema, { step })
+}
+
+type DeployProgressStep = Parameters<
+  typeof create<typeof DeployProgressSchema>
+>[1] extends infer Init
+  ? Init extends { step?: infer Step }
+    ? Step
+    : never
+  : never
+
+function notFound(namespace: string): PodError {
+  return new PodError('NOT_FOUND', `there is no pod ${namespace} of yours here`, { namespace })
+}
+
+async function pause(signal: AbortSignal): Promise<void> {
+  await setTimeout(LOOK_MS, undefined, { signal }).catch(() => undefined)
+}

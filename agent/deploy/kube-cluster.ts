@@ -1,0 +1,249 @@
+import { createInterface } from 'node:readline'
+import { PassThrough } from 'node:stream'
+import {
+  KubeConfig,
+  type KubernetesObject,
+  KubernetesObjectApi,
+  Log,
+  PatchStrategy,
+} from '@kubernetes/client-node'
+import type { ErrorCode } from '../../snapshotter/errors.ts'
+import { type KubeAccess, loadAccess, whereOf } from '../kubernetes/kube-access.ts'
+import { type Cluster, ClusterError, type Kind, type LogOptions, type Ref } from './cluster.ts'
+
+/** Who owns the fields that we apply. */
+const FIELD_MANAGER = 'ipdr-agent'
+
+/** One request, in ms. 30 s: kube-apiserver gives most up after 60, and somebody waits. */
+const REQUEST_MS_MAX = 30_000
+
+/** Of what the API says of a mistake: a publisher reads it. */
+const REASON_CHARS_MAX = 500
+
+/** A Kubernetes API, asked with its own client. */
+export class KubeCluster implements Cluster {
+  readonly #api: KubernetesObjectApi
+  readonly #log: Log
+
+  private constructor(api: KubernetesObjectApi, log: Log) {
+    this.#api = api
+    this.#log = log
+  }
+
+  /** Throws ClusterError FAILED_PRECONDITION if nothing says where the API is. */
+  static open(access: KubeAccess): KubeCluster {
+    const kube = new KubeConfig()
+    try {
+      loadAccess(kube, access)
+    } catch (error) {
+      // Not the error itself: a parser may quote what it read.
+      const why = error instanceof Error && 'code' in error ? String(error.code) : 'not usable'
+      throw new ClusterError(
+        'FAILED_PRECONDITION',
+        `the cluster cannot be asked: ${whereOf(access)} (${why}); set deploy.kubeconfig, or run in a pod with a service account`,
+      )
+    }
+    return new KubeCluster(KubernetesObjectApi.makeApiClient(kube), new Log(kube))
+  }
+
+  async apply<T extends KubernetesObject>(object: T): Promise<T> {
+    return await answered(object, async () =>
+      this.#api.patch(
+        object,
+        undefined,
+        undefined,
+        FIELD_MANAGER,
+        // What somebody else has set meanwhile is not what the publisher asks for.
+        true,
+        PatchStrategy.ServerSideApply,
+      ),
+    )
+  }
+
+  async create<T extends KubernetesObject>(object: T): Promise<T | undefined> {
+    return await unless(409, object, async () =>
+      this.#api.create(object, undefined, undefined, FIELD_MANAGER),
+    )
+  }
+
+  async replace<T extends KubernetesObject>(object: T): Promise<T | undefined> {
+    return await unless(409, object, async () =>
+      unless(404, object, async () =>
+        this.#api.replace(object, undefined, undefined, FIELD_MANAGER),
+      ),
+    )
+  }
+
+  async read<T extends KubernetesObject>(ref: Ref): Promise<T | undefined> {
+    return await unless(404, ref, async () => this.#api.read<T>(ref as never))
+  }
+
+  async list<T extends KubernetesObject>(
+    { apiVersion, kind }: Kind,
+    {
+      namespace,
+      labels = {},
+    }: { readonly namespace?: string; readonly labels?: Readonly<Record<string, string>> },
+  ): Promise<T[]> {
+    const selector = Object.entries(labels)
+      .map(([name, value]) => `${name}=${value}`)
+      .join(',')
+    try {
+      const { items } = await answered({ apiVersion, kind, metadata: { name: '' } }, async () =>
+        this.#api.list<T>(
+          apiVersion,
+          kind,
+          namespace,
+          undefined,
+          undefined,
+          undefined,
+          undefined,
+          selector === '' ? undefined : selector,
+        ),
+      )
+      return items.map((item) => ({ ...item, apiVersion, kind }))
+    } catch (error) {
+      // The client does not know it, the server neither.
+      if (error instanceof ClusterError && error.facts['isUnknownKind'] === true) return []
+      throw error
+    }
+  }
+
+  async delete(ref: Ref, uid?: string): Promise<boolean> {
+    const body = uid === undefined ? {} : { preconditions: { uid } }
+    const done = await unless(409, ref, async () =>
+      unless(404, ref, async () =>
+        this.#api.delete(ref, undefined, undefined, undefined, undefined, 'Foreground', body),
+      ),
+    )
+    return done !== undefined
+  }
+
+  async *logs(
+    { namespace, name }: { readonly namespace: string; readonly name: string },
+    { container, follow, previous, tailLines, sinceSeconds }: LogOptions,
+    signal: AbortSignal,
+  ): AsyncGenerator<string> {
+    const bytes = new PassThrough()
+    const ref = { apiVersion: 'v1', kind: 'Pod', metadata: { namespace, name } }
+    const request = await answered(ref, async () =>
+      this.#log.log(namespace, name, container, bytes, {
+        follow,
+        previous,
+        timestamps: true,
+        ...(tailLines !== undefined && { tailLines }),
+        ...(sinceSeconds !== undefined && { sinceSeconds }),
+      }),
+    )
+    const onAbort = (): void => {
+      request.abort()
+      bytes.destroy()
+    }
+    signal.addEventListener('abort', onAbort, { once: true })
+    if (signal.aborted) onAbort()
+    bytes.on('error', () => undefined)
+    try {
+      const lines = createInterface({ input: bytes, crlfDelay: Number.POSITIVE_INFINITY })
+      for await (const line of lines) yield line
+    } finally {
+      signal.removeEventListener('abort', onAbort)
+      onAbort()
+    }
+  }
+}
+
+async function unless<T>(
+  status: number,
+  ref: object,
+  ask: () => Promise<T>,
+): Promise<T | undefined> {
+  try {
+    return await answered(ref as Ref, ask)
+  } catch (error) {
+    if (error instanceof ClusterError && error.facts['status'] === status) return undefined
+    throw error
+  }
+}
+
+/** What the API answers within REQUEST_MS_MAX. */
+async function answered<T>(ref: KubernetesObject, ask: () => Promise<T>): Promise<T> {
+  const late = Promise.withResolvers<never>()
+  const timer = setTimeout(() => {
+    const message = `the cluster did not answer within ${REQUEST_MS_MAX} ms`
+    late.reject(new ClusterError('UNAVAILABLE', message))
+  }, REQUEST_MS_MAX)
+  try {
+    return await Promise.race([ask(), late.promise])
+  } catch (error) {
+    if (error instanceof ClusterError) throw error
+    throw clusterError(ref, error)
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+function clusterError({ kind, metadata }: KubernetesObject, cause: unknown): ClusterError {
+  const what = `${kind} ${metadata?.name ?? ''}`.trim()
+  const status = statusOf(cause)
+  const reason = reasonOf(cause)
+  if (status === undefined) {
+    const isUnknownKind = cause instanceof Error && /[Uu]nrecognized API/.test(cause.message)
+    const code = isUnknownKind ? 'UNIMPLEMENTED' : 'UNAVAILABLE'
+    const facts = { isUnknownKind }
+    return new ClusterError(
+      code,
+      `the cluster cannot be asked for ${what}: ${reason}`,
+      facts,
+      cause,
+    )
+  }
+  return new ClusterError(
+    codeOf(status),
+    `the cluster refuses ${what}: ${reason}`,
+    { status, what, isUnknownKind: status === 404 && metadata?.name === '' },
+    cause,
+  )
+}
+
+function codeOf(status: number): ErrorCode {
+  switch (status) {
+    case 400:
+    case 422:
+      return 'INVALID_ARGUMENT'
+    case 401:
+      return 'UNAVAILABLE'
+    case 403:
+      return 'PERMISSION_DENIED'
+    case 404:
+      return 'NOT_FOUND'
+    case 409:
+      return 'ABORTED'
+    default:
+      return 'UNAVAILABLE'
+  }
+}
+
+function statusOf(error: unknown): number | undefined {
+  return error instanceof Error && 'code' in error && typeof error.code === 'number'
+    ? error.code
+    : undefined
+}
+
+/** The API's own sentence, where it has one. */
+function reasonOf(error: unknown): string {
+  const body = error instanceof Error && 'body' in error ? error.body : undefined
+  const text = typeof body === 'string' ? messageIn(body) : undefined
+  const shown = text ?? (error instanceof Error ? error.message : String(error))
+  return shown.length > REASON_CHARS_MAX ? `${shown.slice(0, REASON_CHARS_MAX)}…` : shown
+}
+
+function messageIn(body: string): string | undefined {
+  try {
+    const value: unknown = JSON.parse(body)
+    const message =
+      typeof value === 'object' && value !== null && 'message' in value ? value.message : undefined
+    return typeof message === 'string' ? message : undefined
+  } catch {
+    return undefined
+  }
+}
