@@ -1,17 +1,14 @@
 import { readFileSync } from 'node:fs'
-import { isIP } from 'node:net'
 import { z } from 'zod'
 import { CodedError } from '../snapshotter/errors.ts'
 import { parseCid } from '../snapshotter/oci/parse-cid.ts'
 import { IMAGE_HOST, parseImageReference } from '../snapshotter/oci/reference.ts'
 import { isRegistryHost, parseRegistryReference } from '../snapshotter/oci/registry-reference.ts'
 import { type DeployConfig, deployConfigSchema } from './deploy/deploy-config.ts'
+import { type ListenAddress, listenAddress } from './listen-address.ts'
 
 /** A configuration that cannot be used; the message names every field that is wrong. */
 export class ConfigError extends CodedError {}
-
-/** `host:port` of a TCP listener. Port 0 lets the kernel choose. */
-export type ListenAddress = { readonly host: string; readonly port: number }
 
 const KiB = 1024
 const MiB = 1024 ** 2
@@ -29,17 +26,6 @@ const socketPath = absolutePath.max(
   SOCKET_PATH_BYTES_MAX,
   `must be at most ${SOCKET_PATH_BYTES_MAX} bytes, the kernel's limit for a socket path`,
 )
-
-const listenAddress = z.string().transform((text, ctx): ListenAddress => {
-  const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text)
-  const host = match?.[1] ?? match?.[2] ?? ''
-  const port = Number(match?.[3])
-  if (isIP(host) === 0 || !(port <= 65_535)) {
-    ctx.addIssue(`must be IP:port, like 127.0.0.1:5080 or [::1]:5080, not '${text}'`)
-    return z.NEVER
-  }
-  return { host, port }
-})
 
 /** What the agent was told to do, checked and with every default filled in. Units are in the names. */
 export type Config = {

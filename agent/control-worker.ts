@@ -3,10 +3,13 @@ import { setInterval } from 'node:timers/promises'
 import { CodedError } from '../snapshotter/errors.ts'
 import type { Config } from './config.ts'
 import { DeployEndpoint } from './deploy/deploy-endpoint.ts'
+import { DeployMetrics } from './deploy/deploy-metrics.ts'
 import { KubeCluster } from './deploy/kube-cluster.ts'
+import { HttpServer } from './http-server.ts'
 import { BlockSources } from './ipfs/block-sources.ts'
 import { GatewayClient } from './ipfs/gateway-client.ts'
 import type { Logger } from './logger.ts'
+import { monitoringRoutes } from './monitoring.ts'
 import { ChannelFunds } from './payments/channel-funds.ts'
 import { PaymentChannels } from './payments/payment-channels.ts'
 import type { WorkerMessage } from './worker-message.ts'
@@ -42,18 +45,32 @@ export async function runControlWorker(
     { rpcUrls: deploy.chain.rpc, evmChainId: deploy.chain.id, timeoutMs: RPC_MS_MAX },
     { log: payments },
   )
+  const metrics = new DeployMetrics()
   const endpoint = opened.use(
     await DeployEndpoint.listen(deploy, `${config.root}/deploy`, {
       cluster,
       funds: new ChannelFunds(deploy, { channels, log: payments }),
       blocks,
       log: log.child({ part: 'deploy' }),
+      onCall: (end) => metrics.called(end),
     }),
+  )
+  metrics.observe({
+    connections: () => endpoint.load.connections,
+    streams: () => endpoint.load.streams,
+    changes: () => endpoint.load.changes,
+  })
+  const readiness = (): string | undefined => (stop.aborted ? 'stopping' : undefined)
+  const monitoring = opened.use(
+    await HttpServer.listen(deploy.monitoring.listen, monitoringRoutes({ metrics, readiness })),
   )
   tell({ kind: 'ready' })
   const alive = globalThis.setInterval(() => tell({ kind: 'alive' }), ALIVE_INTERVAL_MS)
   opened.defer(() => clearInterval(alive))
-  log.info({ addresses: endpoint.multiaddrs }, 'publishers can deploy')
+  log.info(
+    { addresses: endpoint.multiaddrs, monitoring: monitoring.address },
+    'publishers can deploy',
+  )
   void resumeNowAndThen(endpoint, stop, log)
   if (!stop.aborted) await once(stop, 'abort')
   log.info({}, 'stopping')

@@ -1,6 +1,6 @@
 import type { ServerOptions } from 'node:https'
 import fastify, { type FastifyInstance, type FastifyPluginAsync } from 'fastify'
-import type { ListenAddress } from './config.ts'
+import type { ListenAddress } from './listen-address.ts'
 
 /** How long an idle connection is kept, in ms. 75 s: longer than containerd's own 60 s between requests of one pull. */
 const KEEP_ALIVE_MS = 75_000

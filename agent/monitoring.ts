@@ -4,12 +4,12 @@ import type { Metrics } from './metrics.ts'
 /** Undefined while all is well, else one sentence that says what is not. */
 export type Readiness = () => string | undefined
 
-/** /metrics for Prometheus; /livez: the event loop turns; /readyz: containerd may call us. */
+/** /metrics for Prometheus; /livez: the event loop turns; /readyz: whoever this worker serves may call. */
 export function monitoringRoutes({
   metrics,
   readiness,
 }: {
-  readonly metrics: Metrics
+  readonly metrics: Pick<Metrics, 'registry'>
   readonly readiness: Readiness
 }): FastifyPluginAsync {
   return async (app) => {

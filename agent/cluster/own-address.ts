@@ -1,6 +1,7 @@
 import { isIP } from 'node:net'
 import { networkInterfaces } from 'node:os'
-import type { Config, ListenAddress } from '../config.ts'
+import type { Config } from '../config.ts'
+import type { ListenAddress } from '../listen-address.ts'
 
 /** The nodes of a cluster, as every one of them calls them: scheme, host and port. */
 export type ClusterNames = {

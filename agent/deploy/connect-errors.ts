@@ -21,8 +21,11 @@ const CODES: Readonly<Record<ErrorCode, Code>> = {
   DATA_LOSS: Code.DataLoss,
 }
 
-/** Sends our errors with their codes and sentences; of all others only that there was one, and logs it. */
-export function connectErrors(log: Log): Interceptor {
+/** A call that has ended: `code` is Connect's, or `ok`. */
+export type CallEnd = { readonly rpc: string; readonly code: string; readonly seconds: number }
+
+/** Sends our errors with their codes and sentences; of all others only that there was one, and logs it. `onEnd` hears of every call. */
+export function connectErrors(log: Log, onEnd: (end: CallEnd) => void): Interceptor {
   const translate = (error: unknown, method: string): ConnectError => {
     if (error instanceof ConnectError) return error
     if (error instanceof CodedError) {
@@ -35,20 +38,43 @@ export function connectErrors(log: Log): Interceptor {
   }
   return (next) => async (request) => {
     const { name } = request.method
+    const beganMs = performance.now()
+    const ended = (code: string): void =>
+      onEnd({ rpc: name, code, seconds: (performance.now() - beganMs) / 1_000 })
+    const failed = (error: unknown): ConnectError => {
+      const translated = translate(error, name)
+      ended(codeToString(translated.code))
+      return translated
+    }
     try {
       const response = await next(request)
-      if (!response.stream) return response
-      return { ...response, message: translated(response.message, name) }
+      if (response.stream) return { ...response, message: until(response.message, ended, failed) }
+      ended('ok')
+      return response
     } catch (error) {
-      throw translate(error, name)
+      throw failed(error)
     }
   }
+}
 
-  async function* translated<T>(messages: AsyncIterable<T>, method: string): AsyncGenerator<T> {
-    try {
-      yield* messages
-    } catch (error) {
-      throw translate(error, method)
-    }
+async function* until<T>(
+  messages: AsyncIterable<T>,
+  ended: (code: string) => void,
+  failed: (error: unknown) => ConnectError,
+): AsyncGenerator<T> {
+  let isToldOf = false
+  try {
+    yield* messages
+  } catch (error) {
+    isToldOf = true
+    throw failed(error)
+  } finally {
+    // Also when whoever listens has had enough.
+    if (!isToldOf) ended('ok')
   }
+}
+
+/** As Connect has it on the wire: `already_exists`. */
+function codeToString(code: Code): string {
+  return Code[code].replaceAll(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter}`).toLowerCase()
 }

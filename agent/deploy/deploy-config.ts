@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { type ListenAddress, listenAddress } from '../listen-address.ts'
 
 /** The deploy endpoint's part of the configuration, with every default filled in. */
 export type DeployConfig = {
@@ -11,6 +12,8 @@ export type DeployConfig = {
   readonly connectionsMax: number
   /** Undefined: as in a pod, by its service account. */
   readonly kubeconfig?: string | undefined
+  /** /metrics, /livez and /readyz of the control worker. */
+  readonly monitoring: { readonly listen: ListenAddress }
   /** Where the agents themselves live: leases and claims are kept there. */
   readonly namespace: string
   /** The Ethereum address that channels pay, in lower case. */
@@ -49,7 +52,7 @@ export type DeployConfig = {
   readonly ingressNamespaces: readonly string[]
   /** Networks that pods must not reach: nodes, services and pods of others. */
   readonly clusterCidrs: readonly string[]
-  /** Whether nodes have user namespaces for pods (Kubernetes 1.33): then images that run as root are safe to run. */
+  /** Whether nodes have user namespaces for pods (Kubernetes 1.33): replicas get one each. Images still have to name a user that is not root. */
   readonly userNamespaces: boolean
 }
 
@@ -102,6 +105,7 @@ export const deployConfigSchema: z.ZodType<DeployConfig> = z.strictObject({
     .string()
     .regex(/^\/[^\0]*$/, 'must be an absolute path')
     .optional(),
+  monitoring: z.strictObject({ listen: listenAddress.prefault('127.0.0.1:5083') }).prefault({}),
   namespace: name.default('ipdr-system'),
   operator: address,
   publishers: z.array(address).min(1).max(10_000).optional(),

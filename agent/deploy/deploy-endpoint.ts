@@ -10,7 +10,7 @@ import { readOrCreateNodeKey } from '../ipfs/node-key.ts'
 import { Admission, type Funds } from './admission.ts'
 import { Capacity } from './capacity.ts'
 import type { Cluster } from './cluster.ts'
-import { connectErrors } from './connect-errors.ts'
+import { type CallEnd, connectErrors } from './connect-errors.ts'
 import type { DeployConfig } from './deploy-config.ts'
 import { startDeployHost } from './deploy-host.ts'
 import { deployService, PAYLOAD_BYTES_MAX } from './deploy-service.ts'
@@ -44,6 +44,8 @@ type Parts = {
   readonly log: Log
   /** Seconds since 1970. */
   readonly now?: () => number
+  /** A call has ended. */
+  readonly onCall?: (end: CallEnd) => void
 }
 
 /** What publishers reach over libp2p. */
@@ -51,22 +53,25 @@ export class DeployEndpoint implements AsyncDisposable {
   readonly libp2p: Libp2p
   readonly deployments: Deployments
   readonly #servers: readonly StreamServer[]
+  readonly #turns: PodTurns
   readonly #opened: AsyncDisposableStack
 
   private constructor(
     parts: Pick<DeployEndpoint, 'libp2p' | 'deployments'>,
-    servers: readonly StreamServer[],
+    { servers, turns }: { readonly servers: readonly StreamServer[]; readonly turns: PodTurns },
     opened: AsyncDisposableStack,
   ) {
     this.libp2p = parts.libp2p
     this.deployments = parts.deployments
     this.#servers = servers
+    this.#turns = turns
     this.#opened = opened
   }
 
   /** Listens, with the key and the memory of used calls that lie in `dir`. Rejects with CodedError for addresses or a key that cannot be used. */
   static async listen(config: DeployConfig, dir: string, parts: Parts): Promise<DeployEndpoint> {
-    const { cluster, funds, blocks, log, now = () => Date.now() / 1_000 } = parts
+    const { cluster, funds, blocks, log } = parts
+    const { now = () => Date.now() / 1_000, onCall = () => undefined } = parts
     await using opened = new AsyncDisposableStack()
     const libp2p = await startDeployHost(config, await readOrCreateNodeKey(`${dir}/peer.key`))
     opened.defer(() => libp2p.stop())
@@ -74,9 +79,10 @@ export class DeployEndpoint implements AsyncDisposable {
     const used = opened.use(UsedCalls.open(`${dir}/used-calls.db`))
     const admission = new Admission(config, { peerId, used, funds, now })
     const { operator, namespace, chain, offers } = config
+    const turns = new PodTurns(namespace, { cluster, log })
     const deployments = new Deployments({
       cluster,
-      turns: new PodTurns(namespace, { cluster, log }),
+      turns,
       hosts: new HostClaims(namespace, { cluster }),
       limits: {
         runtimeClasses: config.runtimeClasses,
@@ -99,7 +105,7 @@ export class DeployEndpoint implements AsyncDisposable {
     }
     const shared = { admission, deployments, cluster, operator }
     const answer = connectNodeAdapter({
-      interceptors: [connectErrors(log)],
+      interceptors: [connectErrors(log, onCall)],
       readMaxBytes: REQUEST_BYTES_MAX,
       // Old clients take none, and what we send is small.
       acceptCompression: [],
@@ -127,7 +133,7 @@ export class DeployEndpoint implements AsyncDisposable {
         }),
       ),
     ]
-    return new DeployEndpoint({ libp2p, deployments }, servers, opened.move())
+    return new DeployEndpoint({ libp2p, deployments }, { servers, turns }, opened.move())
   }
 
   /** Addresses that publishers can dial, with `/p2p/<peer ID>`. */
@@ -135,10 +141,11 @@ export class DeployEndpoint implements AsyncDisposable {
     return this.libp2p.getMultiaddrs().map((address) => address.toString())
   }
 
-  /** Streams and connections that are open. */
-  get open(): { readonly streams: number; readonly connections: number } {
+  /** How much there is to do at the moment. */
+  get load(): { readonly streams: number; readonly connections: number; readonly changes: number } {
     const streams = this.#servers.reduce((sum, server) => sum + server.streams, 0)
-    return { streams, connections: this.libp2p.getConnections().length }
+    const connections = this.libp2p.getConnections().length
+    return { streams, connections, changes: this.#turns.waiting }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,12 +1,13 @@
-import { createInterface } from 'node:readline'
-import { PassThrough } from 'node:stream'
 import {
+  ApiException,
+  HttpMethod,
   KubeConfig,
   type KubernetesObject,
   KubernetesObjectApi,
-  Log,
   PatchStrategy,
+  RequestContext,
 } from '@kubernetes/client-node'
+import { fetch, type Response } from 'undici'
 import type { ErrorCode } from '../../snapshotter/errors.ts'
 import { type KubeAccess, loadAccess, whereOf } from '../kubernetes/kube-access.ts'
 import { type Cluster, ClusterError, type Kind, type LogOptions, type Ref } from './cluster.ts'
@@ -17,17 +18,20 @@ const FIELD_MANAGER = 'ipdr-agent'
 /** One request, in ms. 30 s: kube-apiserver gives most up after 60, and somebody waits. */
 const REQUEST_MS_MAX = 30_000
 
+/** A line of a log that does not end is cut there: 1 MiB of memory a reader. */
+const LINE_CHARS_MAX = 1024 * 1024
+
 /** Of what the API says of a mistake: a publisher reads it. */
 const REASON_CHARS_MAX = 500
 
 /** A Kubernetes API, asked with its own client. */
 export class KubeCluster implements Cluster {
   readonly #api: KubernetesObjectApi
-  readonly #log: Log
+  readonly #kube: KubeConfig
 
-  private constructor(api: KubernetesObjectApi, log: Log) {
+  private constructor(api: KubernetesObjectApi, kube: KubeConfig) {
     this.#api = api
-    this.#log = log
+    this.#kube = kube
   }
 
   /** Throws ClusterError FAILED_PRECONDITION if nothing says where the API is. */
@@ -43,7 +47,7 @@ export class KubeCluster implements Cluster {
         `the cluster cannot be asked: ${whereOf(access)} (${why}); set deploy.kubeconfig, or run in a pod with a service account`,
       )
     }
-    return new KubeCluster(KubernetesObjectApi.makeApiClient(kube), new Log(kube))
+    return new KubeCluster(KubernetesObjectApi.makeApiClient(kube), kube)
   }
 
   async apply<T extends KubernetesObject>(object: T): Promise<T> {
@@ -124,31 +128,57 @@ export class KubeCluster implements Cluster {
     { container, follow, previous, tailLines, sinceSeconds }: LogOptions,
     signal: AbortSignal,
   ): AsyncGenerator<string> {
-    const bytes = new PassThrough()
     const ref = { apiVersion: 'v1', kind: 'Pod', metadata: { namespace, name } }
-    const request = await answered(ref, async () =>
-      this.#log.log(namespace, name, container, bytes, {
-        follow,
-        previous,
-        timestamps: true,
-        ...(tailLines !== undefined && { tailLines }),
-        ...(sinceSeconds !== undefined && { sinceSeconds }),
-      }),
-    )
-    const onAbort = (): void => {
-      request.abort()
-      bytes.destroy()
+    const path = `/api/v1/namespaces/${namespace}/pods/${name}/log`
+    const url = new URL(path, this.#kube.getCurrentCluster()?.server)
+    const query = { container, follow, previous, tailLines, sinceSeconds, timestamps: true }
+    for (const [key, value] of Object.entries(query)) {
+      if (value !== undefined) url.searchParams.set(key, String(value))
     }
-    signal.addEventListener('abort', onAbort, { once: true })
-    if (signal.aborted) onAbort()
-    bytes.on('error', () => undefined)
+    const response = await answered(ref, async () => this.#get(url, signal))
+    const lines = (response.body ?? new ReadableStream<Uint8Array>())
+      .pipeThrough(new TextDecoderStream())
+      .pipeThrough(new LineStream())
     try {
-      const lines = createInterface({ input: bytes, crlfDelay: Number.POSITIVE_INFINITY })
-      for await (const line of lines) yield line
-    } finally {
-      signal.removeEventListener('abort', onAbort)
-      onAbort()
+      yield* lines
+    } catch (error) {
+      if (!signal.aborted) throw clusterError(ref, error)
     }
+  }
+
+  /** Not by the client's own class for logs: that one has a connection that breaks end the process. */
+  async #get(url: URL, signal: AbortSignal): Promise<Response> {
+    const context = new RequestContext(url.href, HttpMethod.GET)
+    await this.#kube.applySecurityAuthentication(context)
+    const dispatcher = context.getDispatcher()
+    const response = await fetch(url, {
+      headers: context.getHeaders(),
+      signal,
+      ...(dispatcher !== undefined && { dispatcher }),
+    })
+    if (response.ok) return response
+    const body = (await response.text()).slice(0, 10_000)
+    throw new ApiException(response.status, 'log', body, {})
+  }
+}
+
+/** Lines of text; the last one need not have an end. What has no end for long is cut into pieces. */
+class LineStream extends TransformStream<string, string> {
+  constructor() {
+    let rest = ''
+    super({
+      transform(text, controller) {
+        const lines = (rest + text).split('\n')
+        rest = lines.pop() ?? ''
+        for (const line of lines) controller.enqueue(line)
+        if (rest.length < LINE_CHARS_MAX) return
+        controller.enqueue(rest)
+        rest = ''
+      },
+      flush(controller) {
+        if (rest !== '') controller.enqueue(rest)
+      },
+    })
   }
 }
 

@@ -56,11 +56,18 @@ export async function translateOldPod(pod: OldPod, openSecret: OpenSecret): Prom
     ),
     volumes,
     scaling: {
-      min: replicas?.min ?? 0,
+      // Theirs is 0 unless given, for pods that nothing wakes too.
+      min: canSleep(pod) ? (replicas?.min ?? 0) : Math.max(replicas?.min ?? 0, 1),
       max: replicas?.max ?? 0,
       pendingRequests: replicas?.targetPendingRequests ?? 0,
     },
   })
+}
+
+/** One host name leads to it, by which it is woken. */
+function canSleep({ containers }: OldPod): boolean {
+  const ports = containers.flatMap((container) => container.ports)
+  return ports.filter(({ exposedPort }) => exposedPort.case === 'hostHttpHost').length === 1
 }
 
 type ContainerInit = NonNullable<

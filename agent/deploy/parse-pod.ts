@@ -335,17 +335,23 @@ function scalingOf(
   containers: readonly ContainerSpec[],
   problems: Problems,
 ): ScalingSpec {
-  const hasHost = containers.some(({ ports }) =>
-    ports.some((port) => port.exposure?.kind === 'http'),
-  )
+  const hosts = containers
+    .flatMap(({ ports }) => ports)
+    .filter(({ exposure }) => exposure?.kind === 'http')
   const min = scaling?.min ?? 1
   const max = scaling === undefined || scaling.max === 0 ? Math.max(min, 1) : scaling.max
   if (max > REPLICAS_MAX) problems.add('scaling.max', `is ${max}, it may be ${REPLICAS_MAX}`)
   if (min > max) problems.add('scaling.min', `is ${min}, more than the most, ${max}`)
-  if (min === 0 && !hasHost) {
+  if (min === 0 && hosts.length === 0) {
     problems.add(
       'scaling.min',
       'a pod that no host name leads to would never wake: it must be at least 1',
+    )
+  }
+  if (min === 0 && hosts.length > 1) {
+    problems.add(
+      'scaling.min',
+      `a pod with ${hosts.length} host names cannot sleep: it must be at least 1`,
     )
   }
   const pendingRequests = scaling?.pendingRequests ?? 0

@@ -91,7 +91,7 @@ export async function podEvents(cluster: Cluster, namespace: string): Promise<Po
   return events
     .map((event) =>
       create(PodEventSchema, {
-        time: BigInt(Math.floor(timeOf(event) / 1_000)),
+        time: secondsOf(event.lastTimestamp ?? event.eventTime ?? event.metadata.creationTimestamp),
         isWarning: event.type === 'Warning',
         reason: event.reason ?? '',
         message: (event.message ?? '').slice(0, MESSAGE_CHARS_MAX),
@@ -133,7 +133,7 @@ function summaryOf(
         : stateOf(workload, { wanted, ready, containers }),
     replicasReady: ready,
     replicasWanted: wanted,
-    createdAt: BigInt(Math.floor(Number(metadata?.creationTimestamp ?? 0) / 1_000)),
+    createdAt: secondsOf(metadata?.creationTimestamp),
   })
 }
 
@@ -151,7 +151,9 @@ function stateOf(
 ): State {
   const isSeen = (status?.observedGeneration ?? 0) >= (metadata?.generation ?? 0)
   if (wanted === 0) return isSeen && ready === 0 ? State.ASLEEP : State.STARTING
-  const isNew = isSeen && (status?.updatedReplicas ?? 0) >= wanted
+  const updated = status?.updatedReplicas ?? 0
+  // As kubectl has it: while there are old replicas, it may be these that are ready.
+  const isNew = isSeen && updated >= wanted && (status?.replicas ?? 0) <= updated
   if (isNew && ready >= wanted) return State.READY
   return containers.some(({ reason }) => FAILING.has(reason)) ? State.FAILING : State.STARTING
 }
@@ -197,6 +199,8 @@ function reasonOf(
   return waiting === undefined ? '' : `${waiting.name}: ${waiting.reason}`
 }
 
-function timeOf({ lastTimestamp, eventTime, metadata }: CoreV1Event): number {
-  return Number(lastTimestamp ?? eventTime ?? metadata.creationTimestamp ?? 0)
+/** The client makes dates of what it knows the kind of, and leaves text in all else: in events, too. */
+function secondsOf(time: Date | string | undefined): bigint {
+  const ms = new Date(time ?? 0).getTime()
+  return Number.isNaN(ms) ? 0n : BigInt(Math.floor(ms / 1_000))
 }

@@ -43,6 +43,11 @@ export class PodTurns {
     this.#log = log
   }
 
+  /** Turns that are had or waited for. */
+  get waiting(): number {
+    return this.#waiting
+  }
+
   /**
    * Runs `work` once nobody else works on `pod`. Rejects with ClusterError ABORTED if another agent does not end, RESOURCE_EXHAUSTED if too
    * many wait.

@@ -1,6 +1,7 @@
 import { setTimeout } from 'node:timers/promises'
 import { CoreV1Api, KubeConfig } from '@kubernetes/client-node'
-import type { Config, ListenAddress } from '../config.ts'
+import type { Config } from '../config.ts'
+import type { ListenAddress } from '../listen-address.ts'
 import type { Logger } from '../logger.ts'
 import { loadAccess } from './kube-access.ts'
 import { NodeTaint } from './node-taint.ts'

@@ -61,7 +61,7 @@ const WEB = {
 
 const patience = { timeout: 60_000, interval: 100 }
 
-/** Names a field that the server does not know as a mistake, and does nothing. */
+/** Takes a field that the server does not know for a mistake, and changes nothing. Those of built-in kinds the client leaves out by itself: tsc finds them. */
 class StrictApi extends KubernetesObjectApi {
   async try(object: KubernetesObject): Promise<void> {
     const strategy = PatchStrategy.ServerSideApply
@@ -389,9 +389,11 @@ test('a publisher is told the port of the nodes that the cluster has chosen', as
   expect(addressesOf(spec, again.items)).toEqual([address])
 })
 
+let haveControllers = false
+
 /** Deployments, StatefulSets and quotas come to life. */
 async function startControllers(): Promise<void> {
-  if (opened.disposed || haveControllers) return
+  if (haveControllers) return
   haveControllers = true
   const port = await freePort()
   const { certFile, keyFile } = server.serverCertificate
@@ -409,8 +411,6 @@ async function startControllers(): Promise<void> {
   )
   await daemon.whenReady(() => server.answers(`https://127.0.0.1:${port}/healthz`))
 }
-let haveControllers = false
-
 /** Names of the replicas that there are, once there are so many. */
 async function replicas(namespace: string, count: number): Promise<string[]> {
   const names = async (): Promise<string[]> =>

@@ -129,6 +129,10 @@ export class KubeApiServer implements AsyncDisposable {
       `--tls-cert-file=${server.certFile}`,
       `--tls-private-key-file=${server.keyFile}`,
       `--client-ca-file=${server.caFile}`,
+      // By which kubelets know it, where it asks them for logs.
+      `--kubelet-client-certificate=${this.#certificates.admin.certFile}`,
+      `--kubelet-client-key=${this.#certificates.admin.keyFile}`,
+      '--kubelet-preferred-address-types=InternalIP',
       '--authorization-mode=RBAC',
       // As every installer sets it.
       '--allow-privileged=true',

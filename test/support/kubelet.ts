@@ -22,12 +22,14 @@ type KubeletOptions = {
   readonly containerd: Containerd
   /** Where it runs, with the containerd; by default it has a /var of its own on this machine. */
   readonly node?: OwnNode
+  /** Whether the API server reaches it, at NODE_NAME: in a network of our own, which has the address. */
+  readonly isReached?: boolean
   /** Taints that its node has from the start. */
   readonly taints?: readonly V1Taint[]
 }
 
 /** The node's name. An address, by which the kubelet asks no resolver for one; nobody is there (RFC 5737). */
-const NODE_NAME = '192.0.2.1'
+export const NODE_NAME = '192.0.2.1'
 
 /** A real kubelet, which runs pods by a containerd of a test. */
 export class Kubelet implements AsyncDisposable {
@@ -47,7 +49,7 @@ export class Kubelet implements AsyncDisposable {
 
   /** Starts it, and waits until its node takes pods. Builds it if need be. */
   static async start(options: KubeletOptions): Promise<Kubelet> {
-    const { scratch: parent, api, containerd, node, taints = [] } = options
+    const { scratch: parent, api, containerd, node, taints = [], isReached = false } = options
     const scratch = parent.inner('kubelet')
     const root = join(scratch.dir, 'root')
     const health = await freePort()
@@ -60,7 +62,7 @@ export class Kubelet implements AsyncDisposable {
     const config = {
       apiVersion: 'kubelet.config.k8s.io/v1beta1',
       kind: 'KubeletConfiguration',
-      address: '127.0.0.1',
+      address: isReached ? NODE_NAME : '127.0.0.1',
       port: await freePort(),
       healthzBindAddress: '127.0.0.1',
       healthzPort: health,

@@ -17,14 +17,15 @@ const OPTIONS = {
   watch: {
     alias: 'w',
     type: 'boolean',
-    default: true,
-    describe: 'Wait until the pod is ready; --no-watch ends when it is in the cluster',
+    default: false,
+    describe: 'Follow until the pod is ready; else it ends when the pod is in the cluster',
   },
   timeout: {
     type: 'number',
     default: 300,
     requiresArg: true,
-    describe: 'Seconds to wait; the pod goes on starting',
+    describe:
+      'Seconds to wait, for the cluster and with --watch for the pod, which goes on starting',
     valueName: 'SECONDS',
   },
 } as const
@@ -36,20 +37,20 @@ const PAID =
 export const deploy: Command = defineCommand({
   name: 'deploy',
   usage: '[file]',
-  summary: 'Run a pod in a cluster, or change it, and follow until it is ready',
+  summary: 'Run a pod in a cluster, or change it',
   description: [
-    'Reads a deployment file, has the cluster make of it what it says, and tells how that goes. Safe to repeat: what is as it should be stays. Should the cluster refuse a change, the pod is what it was before.',
+    'Reads a deployment file, has the cluster make of it what it says, and with --watch tells how that goes until the pod is ready: what is scheduled, pulled and started, and what fails. Safe to repeat: what is as it should be stays. Should the cluster refuse a change, the pod is what it was before.',
     PAID,
   ],
   args: { file: FILE_ARGUMENT },
   options: OPTIONS,
   examples: [
-    ['ipdr deploy', 'the pod of ./ipdr.yaml'],
+    ['ipdr deploy --watch', 'the pod of ./ipdr.yaml, until it is ready'],
     [
       'ipdr deploy shop.yaml --provider /dns4/node.example.com/tcp/4002/p2p/12D3…',
       'another file, another cluster',
     ],
-    ['ipdr deploy -o json | jq -r .addresses[0].url', 'for scripts'],
+    ['ipdr deploy -w -o json | jq -r .addresses[0].url', 'for scripts'],
   ],
   seeAlso: ['ipdr init', 'ipdr update', 'ipdr status', 'ipdr logs', 'ipdr delete'],
   run: ({ file, ...values }, session) => run(file, values, { mustExist: false }, session),
@@ -59,7 +60,7 @@ export const deploy: Command = defineCommand({
 export const update: Command = defineCommand({
   name: 'update',
   usage: '[file]',
-  summary: 'Change a pod that is in a cluster, and follow until it is ready',
+  summary: 'Change a pod that is in a cluster',
   description: ['As ipdr deploy, but fails where the pod is not there yet.', PAID],
   args: { file: FILE_ARGUMENT },
   options: OPTIONS,

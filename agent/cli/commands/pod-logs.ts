@@ -1,6 +1,5 @@
 import type { LogLine } from '../../../proto/messages/ipdr/deploy_pb.js'
 import { type Command, defineCommand } from '../command.ts'
-import { plain } from '../failure.ts'
 import { FILE_ARGUMENT, openPod, PUBLISHER_OPTIONS } from '../publisher-options.ts'
 
 /** `ipdr logs` */
@@ -78,10 +77,15 @@ function documentOf({ replica, container, time, line }: LogLine): object {
   return { replica, container, time: String(time), line }
 }
 
+/** As it was written, but for what a terminal would take for an order: a container may write anything. */
+function printable(line: string): string {
+  return line.replaceAll(/[^\P{Cc}\t]/gu, '')
+}
+
 function textOf(
   { replica, time, line }: LogLine,
   { times, replicas }: { readonly times: boolean; readonly replicas: number },
 ): string {
   const at = times ? `${new Date(Number(time / 1_000_000n)).toISOString()} ` : ''
-  return `${replicas > 1 ? `${replica} ` : ''}${at}${plain(line)}`
+  return `${replicas > 1 ? `${replica} ` : ''}${at}${printable(line)}`
 }

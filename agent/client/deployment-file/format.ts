@@ -309,10 +309,7 @@ const deploymentFormat = z.strictObject(
     runtime_class: z
       .string(meant('a name'))
       .max(253, 'may have 253 characters at most')
-      .regex(
-        /^[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?$/,
-        'must be one of those that ipdr providers shows, as kata',
-      )
+      .regex(/^[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?$/, 'must be one that the provider offers, as kata')
       .describe("How containers are kept apart, as kata; the cluster's usual way, unless given.")
       .optional(),
     stateful: z

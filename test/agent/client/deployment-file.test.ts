@@ -310,6 +310,10 @@ scaling: { min: 5, max: 2 }
     ],
     ['name: x\ncontainers: {}', '2:13 containers: is empty; a pod needs one container at least'],
     [
+      container('prots: []'),
+      '7:5 containers.web.prots: there is no such field; did you mean ports?',
+    ],
+    [
       container('environment: [A]'),
       '7:19 containers.web.environment[0]: has no value; write A=value',
     ],

@@ -6,6 +6,7 @@ set -eu
 packages='
   attr
   ca-certificates
+  chromium
   iproute2
   libcap2-bin
   libseccomp2
