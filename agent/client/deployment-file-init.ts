@@ -42,7 +42,7 @@ export function initialFile({ name, image, ports = [], volumes = [] }: InitialDe
     '',
     'containers:',
     `  ${scalar(name)}:`,
-    '    # ipdr.internal/<CID> as ipdr push prints it, an image of a registry, or ./app.tar, which is published first.',
+    '    # ipdr.internal/<CID> as ipdr push prints it, or an image of a registry.',
     `    image: ${scalar(image)}`,
     '    # Reserved and paid for, and the most that it gets.',
     '    cpu: 250m',

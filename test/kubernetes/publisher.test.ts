@@ -195,7 +195,7 @@ test('a change of it starts new replicas, and a mistake in one leaves the old on
     exitCode: 0,
   })
   expect((await ipdr('logs', file, '--pod-id', podId)).stdout).toContain('after from user 1000')
-  writeFileSync(file, readFileSync(file, 'utf8').replace('cpu: 10m', 'cpu: 400'))
+  writeFileSync(file, readFileSync(file, 'utf8').replace('memory: 64MiB', 'memory: 900GiB'))
   const failed = await ipdr('update', file, '--pod-id', podId, '--watch', '--timeout', '10')
   expect(failed.exitCode).not.toBe(0)
   const core = cluster.api.admin.makeApiClient(CoreV1Api)

@@ -12,6 +12,7 @@ import {
   type V1Role,
   type V1RuntimeClass,
   type V1Service,
+  type V1StatefulSet,
 } from '@kubernetes/client-node'
 import { parse } from 'smol-toml'
 import { expect, test } from 'vitest'
@@ -223,7 +224,7 @@ test.each([
 
 test('what kustomizations name is there, the image in the version of the sources', () => {
   const paths = globSync(`${KUBERNETES}/**/kustomization.yaml`)
-  expect(paths).toHaveLength(5)
+  expect(paths).toHaveLength(6)
   for (const path of paths) {
     const {
       resources = [],
@@ -261,3 +262,58 @@ test.each(['runtime-class', 'whole-node'])(
     expect(pod?.runtimeClassName).toBe(overlay === 'whole-node' ? 'ipdr-bootstrap' : undefined)
   },
 )
+
+test('the deploy endpoint is reached where its configuration listens, has the account that was given rights, and no root', async () => {
+  await using scratch = Scratch.open('kustomize-deploy')
+  const overlay = join(KUBERNETES, 'overlays/runtime-class')
+  const up = relative(scratch.dir, KUBERNETES)
+  writeFileSync(join(scratch.dir, 'deploy.json'), '{}')
+  writeFileSync(
+    join(scratch.dir, 'kustomization.yaml'),
+    [
+      `resources: ['${relative(scratch.dir, overlay)}']`,
+      `components: ['${up}/components/deploy-endpoint']`,
+      'configMapGenerator: [{ name: ipdr-deploy-config, namespace: ipdr-system, files: [deploy.json] }]',
+    ].join('\n'),
+  )
+  const objects = loadAllYaml(
+    await kubectl(['kustomize', '--load-restrictor=LoadRestrictionsNone', scratch.dir]),
+  ) as KubernetesObject[]
+  const of = <T extends KubernetesObject>(kind: string): T | undefined =>
+    objects.find((object) => object.kind === kind && object.metadata?.name === 'ipdr-deploy') as
+      | T
+      | undefined
+  const set = of<V1StatefulSet>('StatefulSet')
+  const pod = set?.spec?.template.spec
+  const [container] = pod?.containers ?? []
+  const offer = { contract: `0x${'1'.repeat(40)}`, token: `0x${'2'.repeat(40)}` }
+  const { deploy } = parseConfig({
+    deploy: {
+      operator: offer.token,
+      chain: { id: 1, rpc: ['http://127.0.0.1:8545'] },
+      offers: [offer],
+    },
+  })
+  const ports = container?.ports?.map(({ containerPort }) => containerPort) ?? []
+  for (const address of deploy?.listen ?? []) {
+    expect(ports).toContain(Number(/\/tcp\/(\d+)/.exec(address)?.[1]))
+  }
+  expect(ports).toContain(deploy?.monitoring.listen.port)
+  const service = of<V1Service>('Service')
+  expect(service?.spec?.selector).toEqual(set?.spec?.selector.matchLabels)
+  expect(pod?.serviceAccountName).toBe(of('ServiceAccount')?.metadata?.name)
+  expect(of('ClusterRole')).toBeDefined()
+  expect(pod?.securityContext?.runAsNonRoot).toBe(true)
+  expect(container?.securityContext).toMatchObject({
+    allowPrivilegeEscalation: false,
+    readOnlyRootFilesystem: true,
+    capabilities: { drop: ['ALL'] },
+  })
+  const config = objects.find(
+    ({ kind, metadata }) =>
+      kind === 'ConfigMap' && metadata?.name?.startsWith('ipdr-deploy-config'),
+  )
+  expect(pod?.volumes?.find(({ name }) => name === 'config')?.configMap?.name).toBe(
+    config?.metadata?.name,
+  )
+})
