@@ -10,6 +10,8 @@ export type DeployConfig = {
   /** Networks from which no connection is taken. */
   readonly denied: readonly string[]
   readonly connectionsMax: number
+  /** Requests of one address a second; twice as many at once. */
+  readonly requestsPerSecondMax: number
   /** Undefined: as in a pod, by its service account. */
   readonly kubeconfig?: string | undefined
   /** /metrics, /livez and /readyz of the control worker. */
@@ -99,6 +101,8 @@ export const deployConfigSchema: z.ZodType<DeployConfig> = z.strictObject({
   listen: multiaddrs.min(1).default(['/ip4/0.0.0.0/tcp/4002', '/ip4/0.0.0.0/tcp/4003/ws']),
   announce: multiaddrs.default([]),
   denied: z.array(z.string().startsWith('/').max(512)).max(1_024).default([]),
+  // 50: a publisher's page asks some five times a second, and several may share an address.
+  requestsPerSecondMax: z.number().int().min(1).max(1_000_000).default(50),
   // 1,000 of some 50 KiB each are 50 MiB.
   connectionsMax: z.number().int().min(1).max(100_000).default(1_000),
   kubeconfig: z

@@ -22,6 +22,7 @@ import { openSealed } from './open-secret.ts'
 import { PodTurns } from './pod-turns.ts'
 import { provisionPodService } from './provision-pod-service.ts'
 import { provisioningCapacityService } from './provisioning-capacity-service.ts'
+import { RequestRate } from './request-rate.ts'
 import { StreamServer } from './stream-server.ts'
 import { UsedCalls } from './used-calls.ts'
 
@@ -125,10 +126,14 @@ export class DeployEndpoint implements AsyncDisposable {
         router.service(ProvisioningCapacityService, provisioningCapacityService(capacity))
       },
     })
+    const rate = new RequestRate(config.requestsPerSecondMax)
+    const takes = (host: string): boolean => rate.takes(host)
     const servers = [
-      opened.use(await StreamServer.listen({ protocols: [DEPLOY_PROTOCOL] }, answer, { libp2p })),
       opened.use(
-        await StreamServer.listen({ protocols: OLD_PROTOCOLS, isLenient: true }, answer, {
+        await StreamServer.listen({ protocols: [DEPLOY_PROTOCOL], takes }, answer, { libp2p }),
+      ),
+      opened.use(
+        await StreamServer.listen({ protocols: OLD_PROTOCOLS, isLenient: true, takes }, answer, {
           libp2p,
         }),
       ),

@@ -39,8 +39,10 @@ import type { AuthenticCall } from './signed-calls.ts'
 /** A deployment as it was signed. The cluster keeps two of them in one secret of 1 MiB. */
 export const PAYLOAD_BYTES_MAX: number = 400 * 1024
 
-/** How often a pod that is on its way is looked at, in ms, for each who watches. */
-const LOOK_MS = 1_000
+/** How often a pod that is on its way is looked at, in ms, for each who watches: more seldom the longer it takes, as each look is some six requests. */
+const LOOK_FIRST_MS = 500
+const LOOK_LAST_MS = 5_000
+const LOOK_GROWTH = 1.2
 
 const UINT64_MAX = 2n ** 64n - 1n
 
@@ -121,6 +123,7 @@ export function deployService({
     signal: AbortSignal,
   ): AsyncGenerator<DeployProgress> {
     const told = new Set<string>()
+    const pause = pauses()
     while (!signal.aborted) {
       const state = await podState(cluster, namespace)
       if (state === undefined) throw new PodError('ABORTED', 'the pod was deleted meanwhile')
@@ -147,6 +150,7 @@ export function deployService({
     await stateOf(namespace)
     admission.use({ ...call, pod: namespace })
     await deployments.delete(namespace)
+    const pause = pauses()
     while (!context.signal.aborted) {
       const found = await cluster.read<V1Namespace>({ ...NAMESPACE, metadata: { name: namespace } })
       if (found?.metadata?.deletionTimestamp === undefined) {
@@ -173,6 +177,7 @@ export function deployService({
     const { namespace } = (await signedFor('Events', context)).identity
     await stateOf(namespace)
     const told = new Set<string>()
+    const pause = pauses()
     for (;;) {
       for (const event of await podEvents(cluster, namespace)) {
         const key = `${event.time}/${event.object}/${event.reason}/${event.message}`
@@ -262,6 +267,11 @@ function notFound(namespace: string): PodError {
   return new PodError('NOT_FOUND', `there is no pod ${namespace} of yours here`, { namespace })
 }
 
-async function pause(signal: AbortSignal): Promise<void> {
-  await setTimeout(LOOK_MS, undefined, { signal }).catch(() => undefined)
+/** Waits that grow. */
+function pauses(): (signal: AbortSignal) => Promise<void> {
+  let ms = LOOK_FIRST_MS
+  return async (signal) => {
+    await setTimeout(ms, undefined, { signal }).catch(() => undefined)
+    ms = Math.min(ms * LOOK_GROWTH, LOOK_LAST_MS)
+  }
 }

@@ -8,6 +8,7 @@ import type {
   V1Service,
   V1StatefulSet,
 } from '@kubernetes/client-node'
+import PQueue from 'p-queue'
 import { hexToBytes } from 'viem'
 import {
   type ContainerStatus,
@@ -35,6 +36,9 @@ const MESSAGE_CHARS_MAX = 1_000
 
 /** Events of one namespace that are told; the API keeps them for an hour. */
 const EVENTS_MAX = 500
+
+/** Pods of a list that are looked at side by side; each look is some five requests. */
+const LOOKED_AT_ONCE = 4
 
 /** On every pod of a deployment. */
 const OURS = { 'app.kubernetes.io/managed-by': 'ipdr-agent' }
@@ -79,8 +83,13 @@ export async function podsOf(cluster: Cluster, publisher: `0x${string}`): Promis
   const found = await cluster.list<V1Namespace>(NAMESPACE, {
     labels: { 'ipdr.dev/publisher': publisher },
   })
-  const states = await Promise.all(
-    found.map(({ metadata }) => podState(cluster, metadata?.name ?? '')),
+  const queue = new PQueue({ concurrency: LOOKED_AT_ONCE })
+  const states = await queue.addAll(
+    found.map(
+      ({ metadata }) =>
+        () =>
+          podState(cluster, metadata?.name ?? ''),
+    ),
   )
   return states.flatMap((state) => (state === undefined ? [] : [state.summary]))
 }

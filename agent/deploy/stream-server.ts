@@ -1,5 +1,5 @@
 import { createServer, type RequestListener, type Server } from 'node:http'
-import type { Libp2p, Stream } from '@libp2p/interface'
+import type { Connection, Libp2p, Stream } from '@libp2p/interface'
 import { StreamSocket } from './stream-socket.ts'
 
 /** Bytes of a request's headers. 16 KiB: a token of 1 KiB, and what clients add. */
@@ -34,6 +34,8 @@ type Options = {
    * between a client and us, and on a stream from peer to peer there is nobody.
    */
   readonly isLenient?: boolean
+  /** Whether one more request of this host, an address of IP, is taken. */
+  readonly takes?: (host: string) => boolean
 }
 
 /** HTTP/1.1 on libp2p streams: each stream is a connection of Node's own server. */
@@ -55,7 +57,7 @@ export class StreamServer implements AsyncDisposable {
 
   /** Answers requests on streams of these protocols from now on. `answer` finds the peer ID in `request.socket.remoteAddress`. */
   static async listen(
-    { protocols, isLenient = false }: Options,
+    { protocols, isLenient = false, takes = () => true }: Options,
     answer: RequestListener,
     { libp2p }: { readonly libp2p: Pick<Libp2p, 'handle' | 'unhandle'> },
   ): Promise<StreamServer> {
@@ -68,7 +70,12 @@ export class StreamServer implements AsyncDisposable {
         keepAliveTimeout: KEEP_ALIVE_MS,
         connectionsCheckingInterval: CHECK_MS,
       },
-      answer,
+      (request, response) => {
+        const { remoteHost } = request.socket as unknown as StreamSocket
+        if (takes(remoteHost)) return answer(request, response)
+        // Connect's clients know it as a failure that may be tried again.
+        response.writeHead(429, { 'retry-after': '1', 'content-length': '0' }).end()
+      },
     )
     // Clients close their writing end once the request is sent.
     Object.assign(server, { httpAllowHalfOpen: true })
@@ -76,11 +83,10 @@ export class StreamServer implements AsyncDisposable {
     server.emit('listening')
     const streams = new StreamServer(libp2p, protocols, server)
     for (const protocol of protocols) {
-      await libp2p.handle(
-        protocol,
-        (stream, connection) => streams.#take(stream, connection.remotePeer.toString()),
-        { maxInboundStreams: STREAMS_OF_CONNECTION_MAX, runOnLimitedConnection: true },
-      )
+      await libp2p.handle(protocol, (stream, connection) => streams.#take(stream, connection), {
+        maxInboundStreams: STREAMS_OF_CONNECTION_MAX,
+        runOnLimitedConnection: true,
+      })
     }
     return streams
   }
@@ -96,7 +102,7 @@ export class StreamServer implements AsyncDisposable {
     this.#server.close()
   }
 
-  #take(stream: Stream, peer: string): void {
+  #take(stream: Stream, { remotePeer, remoteAddr }: Connection): void {
     if (this.#streams.size >= STREAMS_MAX) {
       stream.abort(new Error(`${STREAMS_MAX} streams are open already`))
       return
@@ -104,7 +110,11 @@ export class StreamServer implements AsyncDisposable {
     stream.maxReadBufferLength = UNREAD_BYTES_MAX
     this.#streams.add(stream)
     stream.addEventListener('close', () => this.#streams.delete(stream), { once: true })
-    const socket = new StreamSocket(stream, peer)
+    const socket = new StreamSocket(stream, {
+      peer: remotePeer.toString(),
+      // Those that come through a relay share its address.
+      host: /^\/ip[46]\/([^/]+)/.exec(remoteAddr.toString())?.[1] ?? '',
+    })
     // A peer that goes away is no error of ours; the request that it waited for learns of it by its own signal.
     socket.on('error', () => undefined)
     this.#server.emit('connection', socket)

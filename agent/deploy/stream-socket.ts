@@ -8,13 +8,16 @@ import type { Stream } from '@libp2p/interface'
 export class StreamSocket extends Duplex {
   /** Who is at the other end; stands where a socket has its address. */
   readonly remoteAddress: string
+  /** From where, an address of IP. */
+  readonly remoteHost: string
   readonly #stream: Stream
   #silence: NodeJS.Timeout | undefined
 
-  constructor(stream: Stream, peer: string) {
+  constructor(stream: Stream, { peer, host }: { readonly peer: string; readonly host: string }) {
     super({ allowHalfOpen: true })
     this.#stream = stream
     this.remoteAddress = peer
+    this.remoteHost = host
     stream.addEventListener('message', ({ data }) => {
       this.#silence?.refresh()
       if (!this.destroyed && !this.push(data.subarray())) this.#pause()

@@ -262,6 +262,7 @@ describe('hostile peers', () => {
 
   test('have 64 streams a connection, not more', async () => {
     await using hosts = await startHosts()
+    await hosts.open()
     const streams = await Promise.allSettled(Array.from({ length: 100 }, () => hosts.open()))
     const open = streams.filter(({ status }) => status === 'fulfilled')
     await expect.poll(() => hosts.servers[0]?.streams).toBeLessThanOrEqual(64)
