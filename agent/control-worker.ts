@@ -10,6 +10,7 @@ import { BlockSources } from './ipfs/block-sources.ts'
 import { GatewayClient } from './ipfs/gateway-client.ts'
 import type { Logger } from './logger.ts'
 import { monitoringRoutes } from './monitoring.ts'
+import { NodeImages } from './node-images.ts'
 import { ChannelFunds } from './payments/channel-funds.ts'
 import { PaymentChannels } from './payments/payment-channels.ts'
 import type { WorkerMessage } from './worker-message.ts'
@@ -51,6 +52,7 @@ export async function runControlWorker(
       cluster,
       funds: new ChannelFunds(deploy, { channels, log: payments }),
       blocks,
+      images: opened.use(new NodeImages(config.admin.socketPath)),
       log: log.child({ part: 'deploy' }),
       onCall: (end) => metrics.called(end),
     }),

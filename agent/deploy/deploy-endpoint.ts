@@ -13,7 +13,7 @@ import type { Cluster } from './cluster.ts'
 import { type CallEnd, connectErrors } from './connect-errors.ts'
 import type { DeployConfig } from './deploy-config.ts'
 import { startDeployHost } from './deploy-host.ts'
-import { deployService, PAYLOAD_BYTES_MAX } from './deploy-service.ts'
+import { deployService, type Images, PAYLOAD_BYTES_MAX } from './deploy-service.ts'
 import { Deployments } from './deployments.ts'
 import { HostClaims } from './host-claims.ts'
 import { readIpfsFile } from './ipfs-file.ts'
@@ -37,9 +37,13 @@ const REQUEST_BYTES_MAX = PAYLOAD_BYTES_MAX + 64 * 1024
 /** What one secret on IPFS may have. */
 const SECRET_BYTES_MAX = 256 * 1024
 
+const NO_IMAGES: Images = { arrivalOf: async () => undefined }
+
 type Parts = {
   readonly cluster: Cluster
   readonly funds: Funds
+  /** What has arrived of images on this node; none: nothing is told of it. */
+  readonly images?: Images
   /** Where secrets of existing clients come from. */
   readonly blocks: BlockSource
   readonly log: Log
@@ -72,7 +76,7 @@ export class DeployEndpoint implements AsyncDisposable {
   /** Listens, with the key and the memory of used calls that lie in `dir`. Rejects with CodedError for addresses or a key that cannot be used. */
   static async listen(config: DeployConfig, dir: string, parts: Parts): Promise<DeployEndpoint> {
     const { cluster, funds, blocks, log } = parts
-    const { now = () => Date.now() / 1_000, onCall = () => undefined } = parts
+    const { now = () => Date.now() / 1_000, onCall = () => undefined, images = NO_IMAGES } = parts
     await using opened = new AsyncDisposableStack()
     const libp2p = await startDeployHost(config, await readOrCreateNodeKey(`${dir}/peer.key`))
     opened.defer(() => libp2p.stop())
@@ -113,7 +117,7 @@ export class DeployEndpoint implements AsyncDisposable {
       grpc: false,
       grpcWeb: false,
       routes: (router) => {
-        router.service(DeployService, deployService({ ...shared, capacity }))
+        router.service(DeployService, deployService({ ...shared, capacity, images }))
         router.service(
           ProvisionPodService,
           provisionPodService({

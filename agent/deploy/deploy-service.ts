@@ -54,11 +54,20 @@ const MODES: Readonly<Record<Deployment_Mode, Mode>> = {
   [Deployment_Mode.UPDATE]: 'update',
 }
 
+/** What of a pod's images has arrived. */
+export type Images = {
+  /** Bytes on the node that is asked; undefined: nothing is known. */
+  arrivalOf(
+    image: string,
+  ): Promise<{ readonly hereBytes: number; readonly allBytes: number } | undefined>
+}
+
 type Parts = {
   readonly admission: Admission
   readonly deployments: Deployments
   readonly cluster: Cluster
   readonly capacity: Capacity
+  readonly images: Images
   readonly operator: `0x${string}`
 }
 
@@ -68,6 +77,7 @@ export function deployService({
   deployments,
   cluster,
   capacity,
+  images,
   operator,
 }: Parts): ServiceImpl<typeof DeployService> {
   const signedFor = async (
@@ -123,6 +133,7 @@ export function deployService({
     signal: AbortSignal,
   ): AsyncGenerator<DeployProgress> {
     const told = new Set<string>()
+    const arrived = new Map<string, number>()
     const pause = pauses()
     while (!signal.aborted) {
       const state = await podState(cluster, namespace)
@@ -133,6 +144,7 @@ export function deployService({
         told.add(key)
         yield step({ case: 'event', value: event })
       }
+      yield* arrivals(spec, arrived)
       const { summary, services } = state
       if (summary.state === State.READY || summary.state === State.ASLEEP) {
         const addresses = addressesOf(spec, services)
@@ -140,6 +152,20 @@ export function deployService({
         return
       }
       await pause(signal)
+    }
+  }
+
+  /** What has arrived since it was told last; `arrived` remembers it, by container. */
+  async function* arrivals(
+    { containers }: PodSpec,
+    arrived: Map<string, number>,
+  ): AsyncGenerator<DeployProgress> {
+    for (const { name: container, image } of containers) {
+      const arrival = await images.arrivalOf(image)
+      if (arrival === undefined || arrived.get(container) === arrival.hereBytes) continue
+      arrived.set(container, arrival.hereBytes)
+      const [bytesHere, bytesAll] = [BigInt(arrival.hereBytes), BigInt(arrival.allBytes)]
+      yield step({ case: 'image', value: { container, image, bytesHere, bytesAll } })
     }
   }
 

@@ -40,6 +40,7 @@ let cluster: KubeCluster
 let chain: TestChain
 let image: string
 let kubeconfig: string
+let adminSocket: string
 let worker: Worker
 
 beforeAll(async () => {
@@ -68,6 +69,7 @@ beforeAll(async () => {
     process: { Entrypoint: ['/bin/sh', '-c', script], Env: ['PATH=/bin'], User: '1000:1000' },
   })
   image = `ipdr.internal/${await node.publisher.push(layout)}`
+  adminSocket = node.agent.adminSocket
   kubeconfig = await account()
   worker = await startWorker()
 }, 1_800_000)
@@ -104,7 +106,16 @@ async function startWorker(): Promise<Worker> {
     offers: [{ contract: chain.contract, token: chain.token, prices: { cpu: '1000000000000' } }],
     monitoring: { listen: '127.0.0.1:5083' },
   }
-  writeFileSync(config, JSON.stringify({ root, runDir: join(scratch.run, 'c'), deploy }))
+  writeFileSync(
+    config,
+    JSON.stringify({
+      root,
+      runDir: join(scratch.run, 'c'),
+      // Of the node's agent, which says what has arrived.
+      admin: { socketPath: adminSocket },
+      deploy,
+    }),
+  )
   const daemon = opened.use(
     await Daemon.start(scratch, 'control-worker', [
       process.execPath,
@@ -159,8 +170,19 @@ async function described(greeting: string, podId?: Hex): Promise<Described> {
 
 test('a pod from IPFS is deployed, and ready when the command ends', async () => {
   const { file, podId } = await described('hello')
-  const deployed = await ipdr('deploy', file, '--pod-id', podId, '--watch', '-o', 'json')
+  const deployed = await ipdr(
+    'deploy',
+    file,
+    '--pod-id',
+    podId,
+    '--watch',
+    '-o',
+    'json',
+    '--progress',
+    'json',
+  )
   expect(deployed.stderr).toMatch(/Pod\/.*: (Pulled|Started|Created)/)
+  expect(deployed.stderr).toMatch(/"item":"greeter","doneBytes":[1-9]/)
   expect(JSON.parse(deployed.stdout)).toMatchObject({ podId, isReady: true, replicas: 1 })
 }, 300_000)
 

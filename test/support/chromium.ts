@@ -31,6 +31,8 @@ export class Chromium implements AsyncDisposable {
       '--disable-background-networking',
       '--disable-component-update',
       '--disable-sync',
+      // WebRTC uses no loopback without it: a machine without a network would have none.
+      '--allow-loopback-in-peer-connection',
       `--user-data-dir=${join(own.dir, 'profile')}`,
       '--remote-debugging-port=0',
     ]

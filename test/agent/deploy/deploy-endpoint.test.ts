@@ -39,6 +39,8 @@ let endpoint: DeployEndpoint
 let client: Libp2p
 let cluster: MemoryCluster
 let nextPod = 0
+/** What the node has of images. */
+const arrivals = new Map<string, { hereBytes: number; allBytes: number }>()
 
 beforeAll(async () => {
   scratch = Scratch.open('deploy-endpoint')
@@ -72,6 +74,7 @@ async function listen(changes: object = {}): Promise<DeployEndpoint> {
     cluster,
     funds: new ChannelFunds(config, { channels, log: silent }),
     blocks: { get: () => Promise.reject(new Error('no blocks here')) },
+    images: { arrivalOf: async (image) => arrivals.get(image) },
     log: silent,
   })
 }
@@ -149,6 +152,24 @@ describe('a publisher', () => {
       replicas: 1,
       addresses: [{ where: { case: 'service', value: 'tpod-svc-http:8080' } }],
     })
+  })
+
+  test('hears how much of an image has arrived, whenever that changes', async () => {
+    const podId = await fundedPod()
+    const image = 'ipdr.internal/bafybeifsgierqdgmnlaawzggr4glgew5wnyzxwx3sqbx2bexjizsgp4aay:latest'
+    const container = { name: 'web', image, cpuMillis: 100, memoryBytes: 2n ** 26n }
+    const seen: bigint[] = []
+    arrivals.set(image, { hereBytes: 1_000, allBytes: 3_000 })
+    for await (const { step } of publisher().deploy(podId, {
+      pod: pod({ containers: [container as never] }),
+    })) {
+      if (step.case !== 'image') continue
+      seen.push(step.value.bytesHere)
+      if (step.value.bytesHere < 3_000n) {
+        arrivals.set(image, { hereBytes: Number(step.value.bytesHere) + 1_000, allBytes: 3_000 })
+      } else makeReady(namespaceOf(chain.publisher, podId))
+    }
+    expect(seen).toEqual([1_000n, 2_000n, 3_000n])
   })
 
   test('sees his pods, and one of them', async () => {
