@@ -110,12 +110,14 @@ export function deployService({
     const fundedSeconds = await admission.fundedSeconds({ ...call, operator }, spec, context.signal)
     const { namespace } = identity
     admission.use({ ...call, pod: namespace })
+    // Begun before anything is said, and goes on whatever becomes of this stream.
+    const applying = deployments.deploy(identity, bytes, MODES[mode])
+    applying.catch(() => undefined)
     yield step({
       case: 'accepted',
       value: { namespace, fundedSeconds: leastOf(fundedSeconds ?? 0n, UINT64_MAX) },
     })
-    // Goes on whatever becomes of this stream.
-    const applied = await deployments.deploy(identity, bytes, MODES[mode])
+    const applied = await applying
     yield step({
       case: 'applied',
       value: {

@@ -30,6 +30,8 @@ type AgentConfig = {
   readonly prefetch?: object
   readonly policies?: readonly object[]
   readonly cluster?: object
+  /** With it there is a control worker, too. */
+  readonly deploy?: object
   readonly keyProviders?: string
   readonly keyProvider?: { readonly wrapKeys?: Readonly<Record<string, string>> }
   /** Folder of blobs; with it the agent is containerd's content store. */
@@ -104,6 +106,7 @@ export class AgentProcess implements AsyncDisposable {
         ...(config.prefetch && { prefetch: config.prefetch }),
         ...(config.policies && { trust: { policies: config.policies } }),
         ...(config.cluster && { cluster: config.cluster }),
+        ...(config.deploy && { deploy: config.deploy }),
         decryption: { keysDir: config.keysDir, keyProviders: config.keyProviders },
         // Never the machine's own.
         containerd: { socketPath: config.containerdSocket ?? join(scratch.run, 'none.sock') },

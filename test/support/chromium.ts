@@ -31,8 +31,9 @@ export class Chromium implements AsyncDisposable {
       '--disable-background-networking',
       '--disable-component-update',
       '--disable-sync',
-      // WebRTC uses no loopback without it: a machine without a network would have none.
+      // Has WebRTC work on a machine that has loopback only. Others need neither.
       '--allow-loopback-in-peer-connection',
+      '--disable-features=WebRtcHideLocalIpsWithMdns',
       `--user-data-dir=${join(own.dir, 'profile')}`,
       '--remote-debugging-port=0',
     ]

@@ -76,11 +76,7 @@ describe.each([
 
   test('deploys a pod, and hears of each step when it is done', async () => {
     const page = await openPage()
-    const podId = await agent.fund()
-    const deployed = deploy(page, podId)
-    await expect.poll(() => heardBy(page)).toEqual(['accepted', 'applied'])
-    makeReady(podId)
-    await deployed
+    await runningPod(page)
     expect(await heardBy(page)).toEqual(['accepted', 'applied', 'ready'])
   })
 
@@ -166,13 +162,16 @@ function makeReady(podId: Hex): void {
   })
 }
 
-/** A pod with a replica whose log can be read. */
+/** A pod that the page deployed, with a replica whose log can be read. It becomes ready once the page has heard of all before. */
 async function runningPod(page: Page): Promise<Hex> {
   const podId = await agent.fund()
-  const deployed = deploy(page, podId)
-  await expect.poll(() => heardBy(page)).toContain('applied')
-  makeReady(podId)
-  await deployed
+  await Promise.all([
+    deploy(page, podId),
+    (async () => {
+      await expect.poll(() => heardBy(page)).toEqual(['accepted', 'applied'])
+      makeReady(podId)
+    })(),
+  ])
   await agent.cluster.apply({
     apiVersion: 'v1',
     kind: 'Pod',

@@ -207,13 +207,14 @@ describe('a publisher', () => {
   test('who goes away has not stopped his deployment', async () => {
     const podId = await fundedPod()
     const stop = new AbortController()
-    cluster.before = () => stop.abort()
     await expect(
       (async () => {
-        for await (const _ of publisher().deploy(podId, { pod: pod() }, stop.signal));
+        // At the first word, before anything is in the cluster.
+        for await (const { step } of publisher().deploy(podId, { pod: pod() }, stop.signal)) {
+          if (step.case === 'accepted') stop.abort()
+        }
       })(),
     ).rejects.toThrow('abort')
-    cluster.before = () => undefined
     const namespace = namespaceOf(chain.publisher, podId)
     await expect
       .poll(() => cluster.object('Namespace', namespace)?.metadata?.labels?.['ipdr.dev/state'])
