@@ -3,13 +3,18 @@ import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
 import { startClientHost } from '../../agent/client/client-host.ts'
 import { DeployClient } from '../../agent/client/deploy-client.ts'
+import { IPDR } from '../agent/cli/support/run-ipdr.ts'
 import { AgentClient } from '../snapshotter/layers/agent-client.ts'
 import { indexedLayer, publishImage } from '../snapshotter/layers/published-image.ts'
 import { AgentProcess, freePort } from '../support/agent.ts'
 import { BlockPeer } from '../support/block-peer.ts'
 import { childrenOf } from '../support/children-of.ts'
+import { Daemon } from '../support/daemon.ts'
+import { failureOf } from '../support/failure-of.ts'
 import { makeTar } from '../support/make-tar.ts'
 import { MemoryBlocks } from '../support/memory-blocks.ts'
+import { NetworkNamespace } from '../support/network-namespace.ts'
+import { runCommand } from '../support/run-command.ts'
 import { Scratch } from '../support/scratch.ts'
 
 // Goal: what publishers do cannot harm what containers read, and the other way round. Method: an agent with both workers, as it is
@@ -30,6 +35,24 @@ async function setUp(): Promise<Stage> {
   const blocks = new MemoryBlocks()
   const peer = opened.use(await BlockPeer.serve(blocks.blocks))
   await publishImage(blocks, [await indexedLayer(makeTar({ name: 'a', content: 'a' }))])
+  const monitoring = await freePort()
+  const listen = [`/ip4/127.0.0.1/tcp/${await freePort()}`]
+  const deploy = deployConfig(scratch, { listen, monitoringPort: monitoring })
+  const agent = await AgentProcess.start(scratch, { gateways: [peer.url], deploy })
+  const client = opened.use(new AgentClient(agent))
+  const monitoringUrl = `http://127.0.0.1:${monitoring}`
+  await expect.poll(() => isReady(monitoringUrl), patience).toBe(true)
+  return { agent, client, monitoringUrl }
+}
+
+/** Of an operator whose cluster and chain are away. */
+function deployConfig(
+  scratch: Scratch,
+  {
+    listen,
+    monitoringPort,
+  }: { readonly listen: readonly string[]; readonly monitoringPort: number },
+): object {
   const kubeconfig = join(scratch.dir, 'kubeconfig')
   writeFileSync(
     kubeconfig,
@@ -42,23 +65,15 @@ async function setUp(): Promise<Stage> {
       'current-context': 'x',
     }),
   )
-  const monitoring = await freePort()
   const address = `0x${'1'.repeat(40)}`
-  const agent = await AgentProcess.start(scratch, {
-    gateways: [peer.url],
-    deploy: {
-      listen: [`/ip4/127.0.0.1/tcp/${await freePort()}`],
-      kubeconfig,
-      operator: address,
-      chain: { id: 1, rpc: ['http://127.0.0.1:1'] },
-      offers: [{ contract: address, token: address }],
-      monitoring: { listen: `127.0.0.1:${monitoring}` },
-    },
-  })
-  const client = opened.use(new AgentClient(agent))
-  const monitoringUrl = `http://127.0.0.1:${monitoring}`
-  await expect.poll(() => isReady(monitoringUrl), patience).toBe(true)
-  return { agent, client, monitoringUrl }
+  return {
+    listen,
+    kubeconfig,
+    operator: address,
+    chain: { id: 1, rpc: ['http://127.0.0.1:1'] },
+    offers: [{ contract: address, token: address }],
+    monitoring: { listen: `127.0.0.1:${monitoringPort}` },
+  }
 }
 
 async function isReady(url: string): Promise<boolean> {
@@ -122,3 +137,64 @@ test('a publisher hears that the cluster is away, and is counted', async () => {
   expect(metrics).toContain('ipdr_deploy_call_seconds_count{rpc="Capacity",code="unavailable"} 1')
   expect(metrics).toMatch(/^ipdr_deploy_connections 1$/m)
 }, 90_000)
+
+test('a publisher in another network, with nothing but a route to the agent, reaches it', async () => {
+  const opened = new AsyncDisposableStack()
+  onTestFinished(() => opened.disposeAsync())
+  const scratch = opened.use(Scratch.open('two-networks'))
+  const [near, far] = [await NetworkNamespace.start(scratch), await NetworkNamespace.start(scratch)]
+  const ends = [
+    'name',
+    'wire',
+    'netns',
+    near.name,
+    'type',
+    'veth',
+    'peer',
+    'name',
+    'wire',
+    'netns',
+    far.name,
+  ]
+  await runCommand('ip', ['link', 'add', ...ends])
+  for (const [network, address] of [
+    [near, '10.99.0.1/24'],
+    [far, '10.99.0.2/24'],
+  ] as const) {
+    await network.run('ip', 'address', 'add', address, 'dev', 'wire')
+    await network.run('ip', 'link', 'set', 'wire', 'up')
+  }
+  const configPath = join(scratch.dir, 'control.json')
+  const deploy = deployConfig(scratch, {
+    listen: ['/ip4/10.99.0.1/tcp/4002'],
+    monitoringPort: 5083,
+  })
+  writeFileSync(
+    configPath,
+    JSON.stringify({ root: join(scratch.dir, 'control'), runDir: join(scratch.run, 'c'), deploy }),
+  )
+  const daemon = opened.use(
+    await Daemon.start(scratch, 'control-worker', [
+      ...near.words,
+      process.execPath,
+      join(import.meta.dirname, '../../agent/main.ts'),
+      'control-worker',
+      '--config',
+      configPath,
+    ]),
+  )
+  const said = (): string => readFileSync(daemon.logPath, 'utf8')
+  await daemon.whenReady(async () => said().includes('publishers can deploy'))
+  const address = /\/ip4\/10\.99\.0\.1\/[^"]+/.exec(said())?.[0] ?? ''
+  const [file = '', ...words] = [...far.words, IPDR, 'providers', address, '-o', 'json']
+  const asked = await failureOf(() => runCommand(file, words))
+  // It has the agent's own answer, which is that the cluster is away.
+  expect(asked.message).toContain('no cluster answered')
+  expect(said()).not.toContain('"level":60')
+  await expect.poll(() => callsOf(near), patience).toMatch(/rpc="Capacity",code="unavailable"\} 1/)
+}, 90_000)
+
+async function callsOf(network: NetworkNamespace): Promise<string> {
+  const script = "fetch('http://127.0.0.1:5083/metrics').then((a) => a.text()).then(console.log)"
+  return await network.run(process.execPath, '--eval', script)
+}
