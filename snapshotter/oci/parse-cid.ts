@@ -36,7 +36,9 @@ export function parseCid(text: string): CID | undefined {
   if (text.length > CID_CHARS_MAX) return undefined
   let cid: CID
   try {
-    cid = CID.parse(text, anyBase).toV1()
+    const { code, multihash } = CID.parse(text, anyBase)
+    // Anew: one that was parsed would be written as it was read, capitals and all.
+    cid = CID.createV1(code, multihash)
   } catch {
     return undefined
   }

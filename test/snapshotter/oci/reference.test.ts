@@ -78,3 +78,10 @@ test('a registry request for a name without CID means nothing by itself', () => 
   expect(resolveReference(V1, digest)).toMatchObject({ selector: digest })
   expect(resolveReference('app', V1)).toMatchObject({ selector: 'latest' })
 })
+
+test('a CID is written in lower case whatever case it was read in', () => {
+  const cid = 'bafybeifsgierqdgmnlaawzggr4glgew5wnyzxwx3sqbx2bexjizsgp4aay'
+  for (const text of [cid, cid.toUpperCase(), `bAFY${cid.slice(4)}`]) {
+    expect(parseImageReference(text).root.toString()).toBe(cid)
+  }
+})
