@@ -27,7 +27,7 @@ test-unit: build ## run the tests that need no containerd
 
 test-peers: install ## run the tests with peers that Go builds first: containerd 2.4, kube-apiserver, stargz-snapshotter
 	@node test/support/remove-leftovers.ts
-	@node test/support/build-go-programs.ts stargz-snapshotter kube-apiserver kube-controller-manager containerd containerd-shim-runc-v2 ctr
+	@node test/support/build-go-programs.ts stargz-snapshotter kube-apiserver kube-controller-manager connect-go containerd containerd-shim-runc-v2 ctr
 	@vitest run --dir test/peers --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
 
 test-kubernetes: install ## run the tests with a whole Kubernetes on this machine, which Go builds first

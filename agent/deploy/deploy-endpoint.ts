@@ -137,9 +137,13 @@ export class DeployEndpoint implements AsyncDisposable {
         await StreamServer.listen({ protocols: [DEPLOY_PROTOCOL], takes }, answer, { libp2p }),
       ),
       opened.use(
-        await StreamServer.listen({ protocols: OLD_PROTOCOLS, isLenient: true, takes }, answer, {
-          libp2p,
-        }),
+        await StreamServer.listen(
+          { protocols: OLD_PROTOCOLS, isOfOldClients: true, takes },
+          answer,
+          {
+            libp2p,
+          },
+        ),
       ),
     ]
     return new DeployEndpoint({ libp2p, deployments }, { servers, turns }, opened.move())

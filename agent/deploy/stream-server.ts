@@ -31,9 +31,10 @@ type Options = {
   readonly protocols: readonly string[]
   /**
    * Takes what existing clients send: `HTTP/1.2` in the request line. What else Node then lets pass could only deceive whoever stands
-   * between a client and us, and on a stream from peer to peer there is nobody.
+   * between a client and us, and on a stream from peer to peer there is nobody. Kubo, through which these clients come, ends a stream in both
+   * directions at once: what it ends is wanted by nobody any more.
    */
-  readonly isLenient?: boolean
+  readonly isOfOldClients?: boolean
   /** Whether one more request of this host, an address of IP, is taken. */
   readonly takes?: (host: string) => boolean
 }
@@ -42,28 +43,30 @@ type Options = {
 export class StreamServer implements AsyncDisposable {
   readonly #libp2p: Pick<Libp2p, 'unhandle'>
   readonly #protocols: readonly string[]
+  readonly #endsWithPeer: boolean
   readonly #server: Server
   readonly #streams = new Set<Stream>()
 
   private constructor(
     libp2p: Pick<Libp2p, 'unhandle'>,
-    protocols: readonly string[],
+    { protocols, isOfOldClients = false }: Options,
     server: Server,
   ) {
     this.#libp2p = libp2p
     this.#protocols = protocols
+    this.#endsWithPeer = isOfOldClients
     this.#server = server
   }
 
   /** Answers requests on streams of these protocols from now on. `answer` finds the peer ID in `request.socket.remoteAddress`. */
   static async listen(
-    { protocols, isLenient = false, takes = () => true }: Options,
+    { protocols, isOfOldClients = false, takes = () => true }: Options,
     answer: RequestListener,
     { libp2p }: { readonly libp2p: Pick<Libp2p, 'handle' | 'unhandle'> },
   ): Promise<StreamServer> {
     const server = createServer(
       {
-        insecureHTTPParser: isLenient,
+        insecureHTTPParser: isOfOldClients,
         maxHeaderSize: HEADER_BYTES_MAX,
         headersTimeout: HEADERS_MS_MAX,
         requestTimeout: REQUEST_MS_MAX,
@@ -77,11 +80,11 @@ export class StreamServer implements AsyncDisposable {
         response.writeHead(429, { 'retry-after': '1', 'content-length': '0' }).end()
       },
     )
-    // Clients close their writing end once the request is sent.
-    Object.assign(server, { httpAllowHalfOpen: true })
+    // Ours close their writing end once the request is sent.
+    Object.assign(server, { httpAllowHalfOpen: !isOfOldClients })
     // It listens on no port, but looks after time limits only once it is told that it does.
     server.emit('listening')
-    const streams = new StreamServer(libp2p, protocols, server)
+    const streams = new StreamServer(libp2p, { protocols, isOfOldClients }, server)
     for (const protocol of protocols) {
       await libp2p.handle(protocol, (stream, connection) => streams.#take(stream, connection), {
         maxInboundStreams: STREAMS_OF_CONNECTION_MAX,
@@ -117,6 +120,8 @@ export class StreamServer implements AsyncDisposable {
     })
     // A peer that goes away is no error of ours; the request that it waited for learns of it by its own signal.
     socket.on('error', () => undefined)
+    if (this.#endsWithPeer)
+      socket.once('end', () => socket.destroy(new Error('the client has gone')))
     this.#server.emit('connection', socket)
   }
 }

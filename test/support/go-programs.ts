@@ -10,6 +10,7 @@ export type GoProgram =
   | 'kube-controller-manager'
   | 'kube-scheduler'
   | 'kubelet'
+  | 'connect-go'
   | 'critest'
   | 'nonewprivs'
 
@@ -32,6 +33,7 @@ const SOURCES: Readonly<Record<GoProgram, Source>> = {
   'kube-controller-manager': ofKubernetes('kube-controller-manager'),
   'kube-scheduler': ofKubernetes('kube-scheduler'),
   kubelet: ofKubernetes('kubelet'),
+  'connect-go': { module: 'connect-go', package: '.', ldflags: '' },
   critest: {
     module: 'cri-tools',
     package: 'sigs.k8s.io/cri-tools/cmd/critest',

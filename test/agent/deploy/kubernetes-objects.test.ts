@@ -28,6 +28,7 @@ const SETTINGS: ClusterSettings = {
   ingressNamespaces: ['ingress-nginx'],
   clusterCidrs: ['10.0.0.0/8', '192.168.0.0/16', 'fc00::/7'],
   userNamespaces: false,
+  namespace: 'ipdr-system',
 }
 
 const KEDA: ClusterSettings = {
@@ -38,6 +39,14 @@ const KEDA: ClusterSettings = {
 const GATEWAY: ClusterSettings = {
   ...SETTINGS,
   routes: { kind: 'gateway', parent: { namespace: 'gateways', name: 'public' } },
+}
+
+const ASKING: ClusterSettings = {
+  ...KEDA,
+  scaleDown: {
+    listen: { host: '0.0.0.0', port: 5_084 },
+    url: 'http://ipdr-scale-down.ipdr-system.svc:80',
+  },
 }
 
 const WEB: PortSpec = {
@@ -136,9 +145,10 @@ const ALL_SETTINGS = [
   { ...GATEWAY, keda: KEDA.keda },
   { ...KEDA, routes: { kind: 'none' } },
   { ...KEDA, userNamespaces: true, storageClass: 'fast', sharedStorageClass: 'nfs' },
+  ASKING,
 ] as const satisfies ClusterSettings[]
 
-// Goal: what holds of every pod holds of every pod. Method: 300 random ones, as the parser lets them in, each in one of six clusters.
+// Goal: what holds of every pod holds of every pod. Method: 300 random ones, as the parser lets them in, each in one of seven clusters.
 describe('of any pod', () => {
   const random = seeded(41)
   const pods = Array.from({ length: 300 }, (_, number) => {
@@ -197,13 +207,18 @@ describe('of any pod', () => {
         for (const { hostPort } of ports) expect(hostPort).toBeUndefined()
       }
       const kinds = new Set(pod.volumes?.flatMap((volume) => Object.keys(volume)))
-      const allowed = new Set(['name', 'emptyDir', 'persistentVolumeClaim', 'secret'])
+      const allowed = new Set(['name', 'emptyDir', 'persistentVolumeClaim', 'secret', 'projected'])
       expect([...kinds].filter((kind) => !allowed.has(kind))).toEqual([])
     }
   })
 
-  test('no replica gets a token of the cluster, or hears of services by variables', () => {
+  test('no replica gets a token that the cluster takes, or hears of services by variables', () => {
     for (const { objects } of pods) {
+      const sources = objects.pod.volumes?.flatMap(({ projected }) => projected?.sources ?? [])
+      for (const source of sources ?? []) {
+        expect(source).toMatchObject({ serviceAccountToken: { audience: 'ipdr-scale-down' } })
+        expect(Object.keys(source)).toEqual(['serviceAccountToken'])
+      }
       const {
         serviceAccountName = '',
         automountServiceAccountToken,
@@ -701,6 +716,113 @@ describe('requests for a host name', () => {
       ['a.example.com', 'tpod-interceptor', 8_080],
       ['admin.example.com', 'tpod-svc-admin', 8_081],
     ])
+  })
+})
+
+describe('a pod that may sleep can ask for it', () => {
+  const sleepy = (given: Partial<ContainerSpec> = {}, more: Partial<PodSpec> = {}): PodSpec =>
+    withContainer({ ports: [WEB], ...given }, { scaling: { min: 0, max: 2 }, ...more })
+  const accessOf = ({ pod }: Objects): unknown[] =>
+    pod.containers.map(({ env, volumeMounts }) => [
+      env?.filter(({ name }) => name === 'IPDR_SCALE_DOWN_URL').map(({ value }) => value),
+      volumeMounts?.filter(({ mountPath }) => mountPath.includes('ipdr.dev')),
+    ])
+
+  test('with a token for that alone, which it can read, at a place that it is told', () => {
+    const spec = sleepy({
+      env: new Map([['A', '$']]),
+      mounts: [{ volume: 'tmp', path: '/tmp', readOnly: false }],
+    })
+    const objects = new Objects(
+      {
+        ...spec,
+        containers: [...spec.containers, containerSpec({ name: 'second' })],
+        volumes: [{ kind: 'scratch', name: 'tmp', bytes: 1 }],
+      },
+      ASKING,
+    )
+    expect(objects.pod.volumes?.slice(1)).toEqual([
+      {
+        name: 'tpod-scale-down-token',
+        projected: {
+          sources: [
+            {
+              serviceAccountToken: {
+                audience: 'ipdr-scale-down',
+                expirationSeconds: 3_600,
+                path: 'token',
+              },
+            },
+          ],
+        },
+      },
+    ])
+    expect(objects.container?.env).toEqual([
+      { name: 'A', value: '$$' },
+      { name: 'IPDR_SCALE_DOWN_URL', value: 'http://ipdr-scale-down.ipdr-system.svc:80' },
+    ])
+    const access = [
+      ['http://ipdr-scale-down.ipdr-system.svc:80'],
+      [
+        {
+          name: 'tpod-scale-down-token',
+          mountPath: '/var/run/secrets/ipdr.dev/scale-down',
+          readOnly: true,
+        },
+      ],
+    ]
+    expect(accessOf(objects)).toEqual([access, access])
+  })
+
+  test('at the control workers, on the port where they listen, and nowhere else of the cluster', () => {
+    const { policies } = new Objects(sleepy(), { ...ASKING, namespace: 'agents' })
+    expect(policies.get('tpod-scale-down')).toEqual({
+      podSelector: {},
+      policyTypes: ['Egress'],
+      egress: [
+        {
+          to: [
+            {
+              namespaceSelector: {
+                matchExpressions: [
+                  { key: 'kubernetes.io/metadata.name', operator: 'In', values: ['agents'] },
+                ],
+              },
+              podSelector: { matchLabels: { 'app.kubernetes.io/name': 'ipdr-deploy' } },
+            },
+          ],
+          ports: [{ protocol: 'TCP', port: 5_084 }],
+        },
+      ],
+    })
+  })
+
+  test.each<[string, PodSpec, ClusterSettings]>([
+    ['in a cluster that takes no such calls', sleepy(), KEDA],
+    ['where nothing would wake it', sleepy(), { ...ASKING, keda: undefined }],
+    ['if it is always on', sleepy({}, { scaling: { min: 1, max: 2 } }), ASKING],
+    ['if it is stateful', sleepy({}, { isStateful: true }), ASKING],
+    ['if not every request would wake it', sleepy({ ports: [WEB, ADMIN] }), ASKING],
+    ['without a host name', sleepy({ ports: [WIRE] }), ASKING],
+  ])('but not %s', (_name, spec, settings) => {
+    const objects = new Objects(spec, settings)
+    expect(JSON.stringify(objects.all)).not.toMatch(/scale-down|SCALE_DOWN/)
+  })
+
+  test('but for containers where nothing can be mounted there: they start all the same', () => {
+    const volumes = [
+      { kind: 'secret', name: 'file', contents: new Uint8Array(1) },
+      { kind: 'disk', name: 'disk', bytes: 1, isShared: false },
+    ] as const
+    const has = (volume: string, path: string, readOnly: boolean): boolean => {
+      const spec = sleepy({ mounts: [{ volume, path, readOnly }] }, { volumes })
+      return JSON.stringify(accessOf(new Objects(spec, ASKING))).includes('tpod-scale-down-token')
+    }
+    expect(has('file', '/var/run/secrets', false)).toBe(false)
+    expect(has('file', '/run/./secrets', false)).toBe(false)
+    expect(has('disk', '/var', true)).toBe(false)
+    expect(has('disk', '/var', false)).toBe(true)
+    expect(has('file', '/run/secrets/key.pem', true)).toBe(true)
   })
 })
 

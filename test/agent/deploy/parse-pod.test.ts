@@ -193,6 +193,16 @@ describe('a mistake is named with its field:', () => {
       'containers[0].mounts[0].path:',
       { containers: [{ ...container, mounts: [{ volume: 'x', path: '/a:ro' }] }] },
     ],
+    ...['/var/run/secrets/ipdr.dev', '/run/secrets//./ipdr.dev/scale-down/token/'].map(
+      (path): [string, Init] => [
+        `containers[0].mounts[0].path: '${path}' is for what the cluster mounts`,
+        { containers: [{ ...container, mounts: [{ volume: 'x', path }] }] },
+      ],
+    ),
+    [
+      'containers[0].env.IPDR_SCALE_DOWN_URL: is for the cluster to set',
+      { containers: [{ ...container, env: { IPDR_SCALE_DOWN_URL: 'http://mine' } }] },
+    ],
     ['volumes[0]: must be scratch, disk or secret', { volumes: [{ name: 'x' }] }],
     [
       'volumes[0].disk.bytes: is 0',

@@ -63,7 +63,9 @@ async function startHosts(listen = '/ip4/127.0.0.1/tcp/0'): Promise<Hosts> {
   const servers = [
     opened.use(await StreamServer.listen({ protocols: [PROTOCOL] }, answer, { libp2p: agent })),
     opened.use(
-      await StreamServer.listen({ protocols: [OLD], isLenient: true }, answer, { libp2p: agent }),
+      await StreamServer.listen({ protocols: [OLD], isOfOldClients: true }, answer, {
+        libp2p: agent,
+      }),
     ),
   ]
   const addresses = agent.getMultiaddrs()
@@ -205,6 +207,25 @@ describe('existing clients', () => {
     expect((await hosts.service().capacity({})).agent).toBe('')
   })
 
+  test('that close their end, as Kubo has them, want no answer any more', async () => {
+    await using hosts = await startHosts()
+    const stream = await hosts.open(OLD)
+    const message = toBinary(
+      LogsRequestSchema,
+      create(LogsRequestSchema, { tail: 1, follow: true }),
+    )
+    const head = `POST /ipdr.deploy.v1.DeployService/Logs HTTP/1.1\r\nhost: a\r\ncontent-type: application/connect+proto\r\ncontent-length: ${5 + message.length}\r\n\r\n`
+    const answer = exchange(stream, [
+      bytes(head),
+      Buffer.concat([Buffer.of(0, 0, 0, 0, message.length), message]),
+    ])
+    await expect.poll(() => hosts.sent()).toBe(1)
+    await stream.close()
+    await hosts.aborted
+    await answer
+    await expect.poll(() => hosts.servers[1]?.streams).toBe(0)
+  })
+
   test('are the only ones who may say HTTP/1.2', async () => {
     await using hosts = await startHosts()
     const answer = await exchange(await hosts.open(PROTOCOL), [bytes(inChunks)])
@@ -249,7 +270,9 @@ describe('hostile peers', () => {
     const streams = await Promise.all(Array.from({ length: 50 }, () => hosts.open()))
     await expect.poll(() => hosts.servers[0]?.streams).toBe(50)
     await expect.poll(() => hosts.servers[0]?.streams, { timeout: 20_000 }).toBe(0)
-    expect(streams.every(({ status }) => status !== 'open')).toBe(true)
+    const isOver = ({ status, remoteWriteStatus }: Stream): boolean =>
+      status !== 'open' || remoteWriteStatus === 'closed'
+    await expect.poll(() => streams.every(isOver)).toBe(true)
   })
 
   test('whose headers are too long are told so', async () => {
