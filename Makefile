@@ -20,33 +20,33 @@ demo: install ## publish an image of Debian, python3 and numpy to IPFS and run i
 
 test: install ## run the tests, but for those of test-peers, test-kubernetes and test-node; as root, against a real containerd
 	@node test/support/remove-leftovers.ts
-	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude 'peers/**' --exclude 'kubernetes/**' --exclude 'node/**' $(TEST_FLAGS)
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --expect.poll.timeout=20000 --exclude 'peers/**' --exclude 'kubernetes/**' --exclude 'node/**' $(TEST_FLAGS)
 
 test-unit: build ## run the tests that need no containerd
-	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --exclude '**/system/**' --exclude '**/faults/**' --exclude 'peers/**' --exclude 'kubernetes/**' --exclude 'node/**' $(TEST_FLAGS)
+	@vitest run --dir test --testTimeout=60000 --hookTimeout=180000 --expect.poll.timeout=20000 --exclude '**/system/**' --exclude '**/faults/**' --exclude 'peers/**' --exclude 'kubernetes/**' --exclude 'node/**' $(TEST_FLAGS)
 
 test-peers: install ## run the tests with peers that Go builds first: containerd 2.4, kube-apiserver, stargz-snapshotter
 	@node test/support/remove-leftovers.ts
 	@node test/support/build-go-programs.ts stargz-snapshotter kube-apiserver kube-controller-manager connect-go containerd containerd-shim-runc-v2 ctr
-	@vitest run --dir test/peers --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
+	@vitest run --dir test/peers --testTimeout=60000 --hookTimeout=180000 --expect.poll.timeout=20000 $(TEST_FLAGS)
 
 test-kubernetes: install ## run the tests with a whole Kubernetes on this machine, which Go builds first
 	@node test/support/remove-leftovers.ts
 	@node test/support/build-go-programs.ts kube-apiserver kube-controller-manager kube-scheduler kubelet critest nonewprivs
-	@vitest run --dir test/kubernetes --testTimeout=60000 --hookTimeout=180000 $(TEST_FLAGS)
+	@vitest run --dir test/kubernetes --testTimeout=60000 --hookTimeout=180000 --expect.poll.timeout=20000 $(TEST_FLAGS)
 
 test-node: install ## boot a whole node, Debian 13 with its systemd, in QEMU without KVM; needs qemu-system-x86 and an idle machine
 	@test/support/install/qemu.sh
 	@node test/support/remove-leftovers.ts
-	@vitest run --dir test/node --testTimeout=600000 --hookTimeout=1200000 $(TEST_FLAGS)
+	@vitest run --dir test/node --testTimeout=600000 --hookTimeout=1200000 --expect.poll.timeout=20000 $(TEST_FLAGS)
 
 test-faults: install ## 500 kills and other faults at random points; prints its seed, FAULT_SEED=n repeats it, about an hour
 	@node test/support/remove-leftovers.ts
-	@FAULTS=$${FAULTS:-500} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} vitest run --dir test/faults --testTimeout=60000 --hookTimeout=180000 kills $(TEST_FLAGS)
+	@FAULTS=$${FAULTS:-500} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} vitest run --dir test/faults --testTimeout=60000 --hookTimeout=180000 --expect.poll.timeout=20000 kills $(TEST_FLAGS)
 
 soak: install ## an hour of images that start and stop while faults strike now and then; SOAK_MINUTES=n, FAULT_SEED=n
 	@node test/support/remove-leftovers.ts
-	@SOAK_MINUTES=$${SOAK_MINUTES:-60} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} vitest run --dir test/faults --testTimeout=60000 --hookTimeout=180000 soak $(TEST_FLAGS)
+	@SOAK_MINUTES=$${SOAK_MINUTES:-60} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} vitest run --dir test/faults --testTimeout=60000 --hookTimeout=180000 --expect.poll.timeout=20000 soak $(TEST_FLAGS)
 
 check: node_modules/.installed ## check types, lint and format
 	@npm run --silent check

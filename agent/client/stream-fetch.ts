@@ -1,3 +1,4 @@
+import { Code, ConnectError } from '@connectrpc/connect'
 import { fetch } from '@libp2p/http-fetch'
 import type { Stream } from '@libp2p/interface'
 
@@ -25,7 +26,7 @@ export function streamFetch(open: OpenStream): typeof globalThis.fetch {
       'close',
       ({ error }) => {
         signal?.removeEventListener('abort', onAbort)
-        end = { error: signal?.aborted === true ? reasonOf(signal) : error }
+        end = { error: signal?.aborted === true ? new Aborted(reasonOf(signal)) : error }
         onEnd(end)
       },
       { once: true },
@@ -45,7 +46,7 @@ export function streamFetch(open: OpenStream): typeof globalThis.fetch {
       const request = { ...withTypedBody(init), maxHeaderSize: Number.MAX_SAFE_INTEGER }
       const { promise: broken, reject } = Promise.withResolvers<never>()
       onEnd = ({ error }) => {
-        if (error !== undefined) reject(error)
+        if (error !== undefined) reject(brokenOff(error))
       }
       const response = await Promise.race([fetch(stream, url, request), broken])
       bytesBeforeBody = undefined
@@ -57,8 +58,7 @@ export function streamFetch(open: OpenStream): typeof globalThis.fetch {
           // All that came has been parsed by then, so what cannot be read at once will not come; and after an answer that was whole, how
           // the stream ended is of no interest.
           onEnd = ({ error }) => {
-            const cut = error ?? new Error('the peer ended its answer before it was whole')
-            setTimeout(() => reject(cut))
+            setTimeout(() => reject(brokenOff(error)))
           }
           if (end !== undefined) onEnd(end)
           const { done, value } = await Promise.race([body.read(), cutOff])
@@ -84,6 +84,26 @@ function withTypedBody(init: RequestInit | undefined): RequestInit {
   if (!ArrayBuffer.isView(body)) return init ?? {}
   const type = new Headers(init?.headers).get('content-type') ?? ''
   return { ...init, body: new Blob([body], { type }) }
+}
+
+/** Who asked has changed his mind. */
+class Aborted extends Error {
+  constructor(cause: Error) {
+    super(cause.message, { cause })
+    this.name = 'AbortError'
+  }
+}
+
+function brokenOff(error: Error | undefined): Error {
+  if (error instanceof Aborted) return error
+  const reason = error?.message ?? 'it ended before the answer was whole'
+  return new ConnectError(
+    `the connection to the agent broke (${reason}): what it was told it may have done; ask for the status, and try again`,
+    Code.Unavailable,
+    undefined,
+    undefined,
+    error,
+  )
 }
 
 function reasonOf(signal: AbortSignal | undefined): Error {

@@ -134,18 +134,13 @@ export function deployService({
     spec: PodSpec,
     signal: AbortSignal,
   ): AsyncGenerator<DeployProgress> {
-    const told = new Set<string>()
+    const news = new EventNews(() => podEvents(cluster, namespace))
     const arrived = new Map<string, number>()
     const pause = pauses()
     while (!signal.aborted) {
       const state = await podState(cluster, namespace)
       if (state === undefined) throw new PodError('ABORTED', 'the pod was deleted meanwhile')
-      for (const event of await podEvents(cluster, namespace)) {
-        const key = `${event.object}/${event.reason}/${event.message}`
-        if (told.has(key)) continue
-        told.add(key)
-        yield step({ case: 'event', value: event })
-      }
+      for (const event of await news.ask()) yield step({ case: 'event', value: event })
       yield* arrivals(spec, arrived)
       const { summary, services } = state
       if (summary.state === State.READY || summary.state === State.ASLEEP) {
@@ -204,15 +199,10 @@ export function deployService({
   async function* events(follow: boolean, context: HandlerContext): AsyncGenerator<PodEvent> {
     const { namespace } = (await signedFor('Events', context)).identity
     await stateOf(namespace)
-    const told = new Set<string>()
+    const news = new EventNews(() => podEvents(cluster, namespace))
     const pause = pauses()
     for (;;) {
-      for (const event of await podEvents(cluster, namespace)) {
-        const key = `${event.time}/${event.object}/${event.reason}/${event.message}`
-        if (told.has(key)) continue
-        told.add(key)
-        yield event
-      }
+      yield* await news.ask()
       if (!follow) return
       await pause(context.signal)
       if (context.signal.aborted) return
@@ -293,6 +283,29 @@ type DeployProgressStep = Parameters<
 
 function notFound(namespace: string): PodError {
   return new PodError('NOT_FOUND', `there is no pod ${namespace} of yours here`, { namespace })
+}
+
+/** What has happened since it was asked for last. */
+class EventNews {
+  readonly #events: () => Promise<PodEvent[]>
+  /** Of the last answer: what the API has forgotten does not come again. */
+  #told: ReadonlySet<string> = new Set()
+
+  constructor(events: () => Promise<PodEvent[]>) {
+    this.#events = events
+  }
+
+  async ask(): Promise<PodEvent[]> {
+    const events = await this.#events()
+    // Not by its time: that of one that happens again is new each time.
+    const keyed = events.map((event) => ({
+      event,
+      key: `${event.object}/${event.reason}/${event.message}`,
+    }))
+    const news = keyed.filter(({ key }) => !this.#told.has(key))
+    this.#told = new Set(keyed.map(({ key }) => key))
+    return news.map(({ event }) => event)
+  }
 }
 
 /** Waits that grow. */

@@ -6,6 +6,7 @@ import type { Page } from 'playwright-core'
 import type { Hex } from 'viem'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
 import { namespaceOf } from '../../agent/deploy/pod-namespace.ts'
+import { freePort } from '../support/agent.ts'
 import { buildScript } from '../support/browser/build-script.ts'
 import { PageServer } from '../support/browser/page-server.ts'
 import { Chromium } from '../support/chromium.ts'
@@ -30,6 +31,7 @@ beforeAll(async () => {
   agent = opened.use(await DeployAgent.start('browser-agent', { listen: LISTEN }))
   script = await buildScript(join(import.meta.dirname, '../support/browser/deploy-page.ts'))
   pageUrl = opened.use(await PageServer.start(script)).url
+  // Ends first, so that nobody sends to the agent when it stops listening.
   chromium = opened.use(await Chromium.start(opened.use(Scratch.open('browser'))))
 })
 
@@ -45,11 +47,8 @@ describe.each([
   ['WebSockets', '/ws/'],
   ['WebRTC-direct', '/webrtc-direct/certhash/'],
 ])('a page that reaches the agent by %s', (_, transport) => {
-  /** Without a key its wallet signs with zeros. */
-  async function openPage({
-    of = agent,
-    key = agent.chain.publisherKey,
-  }: Opening = {}): Promise<Page> {
+  /** Without a key its wallet signs with zeros; `port` stands in place of the agent's own. */
+  async function openPage({ key = agent.chain.publisherKey, port }: Opening = {}): Promise<Page> {
     const page = await chromium.open(pageUrl)
     const thrown: Error[] = []
     page.on('pageerror', (error) => thrown.push(error))
@@ -57,7 +56,11 @@ describe.each([
       await page.context().close()
       expect(thrown).toEqual([])
     })
-    const addresses = of.endpoint.multiaddrs.filter((address) => address.includes(transport))
+    const addresses = agent.endpoint.multiaddrs
+      .filter((address) => address.includes(transport))
+      .map((address) =>
+        port === undefined ? address : address.replace(/(tcp|udp)\/\d+/, `$1/${port}`),
+      )
     expect(addresses).toHaveLength(1)
     await page.evaluate(([addresses, key]) => deployPage.open(addresses, key), [
       addresses,
@@ -111,27 +114,27 @@ describe.each([
     )
   })
 
-  test('is told what to look at when the agent is gone', async () => {
-    const gone = await DeployAgent.start('browser-gone', { listen: LISTEN })
-    const page = await openPage({ of: gone })
-    await gone[Symbol.asyncDispose]()
+  test('is told what to look at when no agent is there', async () => {
+    const page = await openPage({ port: await freePort() })
     const failure = await failureOf(page.evaluate(() => deployPage.capacity()))
     expect(failure).toMatch(
       /\[unavailable\] the agent at \/ip4\/127\.0\.0\.1\/\S+ cannot be reached: (the browser does not say why|signal timed out); is the address the one that its operator gives, and is it running\?/,
     )
   })
 
-  test('does not take steps for all there are when the agent goes in the middle', async () => {
-    const gone = await DeployAgent.start('browser-gone', { listen: LISTEN })
-    const page = await openPage({ of: gone })
-    const deployed = failureOf(deploy(page, await gone.fund()))
+  test('does not take steps for all there are when the connection breaks in the middle', async () => {
+    const page = await openPage()
+    const deployed = failureOf(deploy(page, await agent.fund()))
     await expect.poll(() => heardBy(page)).toEqual(['accepted', 'applied'])
-    await gone[Symbol.asyncDispose]()
+    // Not by stopping the agent: node-datachannel 0.33.4 may end the process when it stops listening while packets come.
+    for (const connection of agent.endpoint.libp2p.getConnections()) {
+      connection.abort(new Error('the cable was pulled'))
+    }
     expect(await deployed).toContain('ConnectError')
   })
 })
 
-type Opening = { readonly of?: DeployAgent; readonly key?: Hex | null }
+type Opening = { readonly key?: Hex | null; readonly port?: number }
 
 function deploy(page: Page, podId: Hex): Promise<void> {
   return page.evaluate((podId) => deployPage.deploy(podId), podId)

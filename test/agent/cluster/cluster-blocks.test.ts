@@ -127,7 +127,7 @@ async function startNode(
   )
   const tls = { ...readCertificate(ours), requestCert: true, rejectUnauthorized: true }
   const port = Number(new URL(url).port)
-  opened.use(await HttpServer.listen({ host: '127.0.0.1', port }, shared.service, tls))
+  opened.use(await HttpServer.listen({ host: '127.0.0.1', port }, shared.service, { tls }))
   const close = async (): Promise<void> => {
     stop.abort()
     await opened.disposeAsync()

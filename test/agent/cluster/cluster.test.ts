@@ -52,7 +52,7 @@ async function startPeer(
     onAnswer: (what, found) => answers.push(`${what} ${found}`),
   })
   const tls = { ...readCertificate(certificate), requestCert: true, rejectUnauthorized: true }
-  const server = await HttpServer.listen({ host: '127.0.0.1', port: 0 }, service, tls)
+  const server = await HttpServer.listen({ host: '127.0.0.1', port: 0 }, service, { tls })
   onTestFinished(() => server[Symbol.asyncDispose]())
   return { url: server.address, answers }
 }

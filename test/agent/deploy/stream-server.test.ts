@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { createServer, request as httpRequest } from 'node:http'
 import { create, toBinary } from '@bufbuild/protobuf'
-import { type ConnectError, createClient } from '@connectrpc/connect'
+import { createClient } from '@connectrpc/connect'
 import { connectNodeAdapter } from '@connectrpc/connect-node'
 import { createConnectTransport } from '@connectrpc/connect-web'
 import { generateKeyPair } from '@libp2p/crypto/keys'
@@ -150,7 +150,10 @@ describe.each(['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws'])('over %s', (l
     const read = (async () => {
       for await (const _ of lines) await hosts.servers[0]?.[Symbol.asyncDispose]()
     })()
-    await expect(read).rejects.toSatisfy((error: ConnectError) => error.name === 'ConnectError')
+    await expect(read).rejects.toMatchObject({
+      code: 14,
+      rawMessage: expect.stringContaining('the connection to the agent broke'),
+    })
   })
 })
 
