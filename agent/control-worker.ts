@@ -5,6 +5,8 @@ import type { Config } from './config.ts'
 import { DeployEndpoint } from './deploy/deploy-endpoint.ts'
 import { DeployMetrics } from './deploy/deploy-metrics.ts'
 import { KubeCluster } from './deploy/kube-cluster.ts'
+import { ScaleDown } from './deploy/scale-down.ts'
+import { SCALE_DOWN_LIMITS, scaleDownRoutes } from './deploy/scale-down-routes.ts'
 import { HttpServer } from './http-server.ts'
 import { BlockSources } from './ipfs/block-sources.ts'
 import { GatewayClient } from './ipfs/gateway-client.ts'
@@ -62,6 +64,19 @@ export async function runControlWorker(
     streams: () => endpoint.load.streams,
     changes: () => endpoint.load.changes,
   })
+  if (deploy.scaleDown !== undefined) {
+    const part = log.child({ part: 'scale-down' })
+    const specOf = endpoint.deployments.specOf.bind(endpoint.deployments)
+    const routes = scaleDownRoutes({
+      scaleDown: new ScaleDown(deploy, { cluster, specOf, log: part }),
+      onAnswer: (status) => metrics.scaledDown(status),
+      log: part,
+    })
+    const server = opened.use(
+      await HttpServer.listen(deploy.scaleDown.listen, routes, { limits: SCALE_DOWN_LIMITS }),
+    )
+    part.info({ address: server.address, url: deploy.scaleDown.url }, 'pods can ask to sleep')
+  }
   const readiness = (): string | undefined => (stop.aborted ? 'stopping' : undefined)
   const monitoring = opened.use(
     await HttpServer.listen(deploy.monitoring.listen, monitoringRoutes({ metrics, readiness })),

@@ -279,7 +279,7 @@ export async function runDataWorker(
         key: Buffer.from(key),
         ca: Buffer.from(ca),
       }
-      opened.use(await HttpServer.listen(config.cluster.listen, service, secure))
+      opened.use(await HttpServer.listen(config.cluster.listen, service, { tls: secure }))
     }
     const monitoring = opened.use(
       await HttpServer.listen(

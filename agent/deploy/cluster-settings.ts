@@ -5,6 +5,8 @@ export type ClusterSettings = Pick<
   DeployConfig,
   | 'routes'
   | 'keda'
+  | 'scaleDown'
+  | 'namespace'
   | 'storageClass'
   | 'sharedStorageClass'
   | 'ingressNamespaces'

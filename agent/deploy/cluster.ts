@@ -21,6 +21,22 @@ export type LogOptions = {
   readonly sinceSeconds?: number | undefined
 }
 
+/** A Deployment as it was when it was read. */
+export type DeploymentVersion = {
+  readonly namespace: string
+  readonly name: string
+  readonly resourceVersion: string
+}
+
+/** Whose a token of a replica is. */
+export type ReplicaToken = {
+  readonly namespace: string
+  /** The service account's name. */
+  readonly account: string
+  /** The replica's name. */
+  readonly pod: string
+}
+
 /** What the deploy endpoint needs of Kubernetes. Everything rejects with ClusterError. */
 export type Cluster = {
   /** Has the object's fields be what is given, as the one owner of them (server-side apply). */
@@ -38,6 +54,13 @@ export type Cluster = {
   ): Promise<T[]>
   /** Begins to delete it, with what belongs to it; finalizers take their time. False: it is not there, or is another one than `uid`. */
   delete(ref: Ref, uid?: string): Promise<boolean>
+  /**
+   * Has a Deployment keep so many replicas until somebody else scales it. `apply` owns nothing of that: applied without a number of replicas, it
+   * keeps as many. False: somebody has changed or deleted it since.
+   */
+  scale(deployment: DeploymentVersion, replicas: number): Promise<boolean>
+  /** Undefined: it is not good for `audience`, or is not of a service account in a pod that is there. */
+  reviewToken(token: string, audience: string): Promise<ReplicaToken | undefined>
   /** Lines of a container, each after its time in RFC 3339, as they come; until `signal` aborts, if they are followed. */
   logs(
     pod: { readonly namespace: string; readonly name: string },

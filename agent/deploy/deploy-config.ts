@@ -48,6 +48,8 @@ export type DeployConfig = {
   readonly keda?:
     | { readonly namespace: string; readonly service: string; readonly port: number }
     | undefined
+  /** Where pods ask to be put to sleep, and what they call; undefined: they cannot ask. */
+  readonly scaleDown?: { readonly listen: ListenAddress; readonly url: string } | undefined
   readonly storageClass?: string | undefined
   readonly sharedStorageClass?: string | undefined
   /** Namespaces from which requests for host names come. */
@@ -97,7 +99,7 @@ const offer = z.strictObject({
   unlockSecondsMin: z.number().int().min(0).max(31_536_000).default(300),
 })
 
-export const deployConfigSchema: z.ZodType<DeployConfig> = z.strictObject({
+const fields = z.strictObject({
   listen: multiaddrs.min(1).default(['/ip4/0.0.0.0/tcp/4002', '/ip4/0.0.0.0/tcp/4003/ws']),
   announce: multiaddrs.default([]),
   denied: z.array(z.string().startsWith('/').max(512)).max(1_024).default([]),
@@ -145,6 +147,19 @@ export const deployConfigSchema: z.ZodType<DeployConfig> = z.strictObject({
       port: z.number().int().min(1).max(65_535).default(8_080),
     })
     .optional(),
+  scaleDown: z
+    .strictObject({
+      listen: listenAddress.refine(({ port }) => port !== 0, {
+        error: 'must have a port other than 0: what pods may reach is written down beforehand',
+      }),
+      // Pods write the path behind it.
+      url: z
+        .url({ protocol: /^https?$/ })
+        .max(1_024)
+        .regex(/^[^?#]*$/, 'must have no ? and no #')
+        .transform((url) => url.replace(/\/+$/, '')),
+    })
+    .optional(),
   storageClass: name.optional(),
   sharedStorageClass: name.optional(),
   ingressNamespaces: z.array(name).max(16).default(['ingress-nginx']),
@@ -154,3 +169,11 @@ export const deployConfigSchema: z.ZodType<DeployConfig> = z.strictObject({
     .default(['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', 'fc00::/7']),
   userNamespaces: z.boolean().default(false),
 })
+
+export const deployConfigSchema: z.ZodType<DeployConfig> = fields.refine(
+  ({ keda, scaleDown }) => scaleDown === undefined || keda !== undefined,
+  {
+    path: ['scaleDown'],
+    error: 'needs keda, since nothing else wakes a pod that sleeps; set it too, or leave this out',
+  },
+)

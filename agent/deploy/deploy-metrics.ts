@@ -1,4 +1,4 @@
-import { collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
 import type { CallEnd } from './connect-errors.ts'
 
 /** A call without the cluster takes a few ms; a deployment that is followed until it is ready, minutes. */
@@ -16,6 +16,7 @@ export type DeployGauges = {
 export class DeployMetrics {
   readonly registry: Registry = new Registry()
   readonly #callSeconds: Histogram<'rpc' | 'code'>
+  readonly #scaleDowns: Counter<'status'>
 
   constructor() {
     const registers = [this.registry]
@@ -27,22 +28,26 @@ export class DeployMetrics {
       buckets: CALL_BUCKETS_SECONDS,
       registers,
     })
+    this.#scaleDowns = new Counter({
+      name: 'ipdr_deploy_scale_downs_total',
+      help: 'Pods that asked to sleep, by the HTTP status that they were answered with; 202: it sleeps.',
+      labelNames: ['status'],
+      registers,
+    })
   }
 
   called({ rpc, code, seconds }: CallEnd): void {
     this.#callSeconds.observe({ rpc, code }, seconds)
   }
 
+  scaledDown(status: number): void {
+    this.#scaleDowns.inc({ status })
+  }
+
   observe({ connections, streams, changes }: DeployGauges): void {
     const gauge = (name: string, help: string, read: () => number): void => {
-      new Gauge({
-        name,
-        help,
-        registers: [this.registry],
-        collect() {
-          this.set(read())
-        },
-      })
+      const made: Gauge = new Gauge({ name, help, registers: [], collect: () => made.set(read()) })
+      this.registry.registerMetric(made)
     }
     gauge('ipdr_deploy_connections', 'libp2p connections that are open.', connections)
     gauge('ipdr_deploy_streams', 'Streams with a request or waiting for one.', streams)

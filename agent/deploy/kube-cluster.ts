@@ -1,5 +1,7 @@
 import {
   ApiException,
+  AppsV1Api,
+  AuthenticationV1Api,
   HttpMethod,
   KubeConfig,
   type KubernetesObject,
@@ -10,10 +12,26 @@ import {
 import { fetch, type Response } from 'undici'
 import type { ErrorCode } from '../../snapshotter/errors.ts'
 import { type KubeAccess, loadAccess, whereOf } from '../kubernetes/kube-access.ts'
-import { type Cluster, ClusterError, type Kind, type LogOptions, type Ref } from './cluster.ts'
+import {
+  type Cluster,
+  ClusterError,
+  DEPLOYMENT,
+  type DeploymentVersion,
+  type Kind,
+  type LogOptions,
+  type Ref,
+  type ReplicaToken,
+} from './cluster.ts'
 
 /** Who owns the fields that we apply. */
 const FIELD_MANAGER = 'ipdr-agent'
+
+/** Who puts pods to sleep that ask for it, as audit logs name it. It applies nothing, so that no apply drops what it has set. */
+const SCALE_FIELD_MANAGER = 'ipdr-agent-scale-down'
+
+/** How a service account is called as a user, and what the API adds of the pod that a token is bound to (Kubernetes, "Managing Service Accounts"). */
+const ACCOUNT_USER = /^system:serviceaccount:([a-z0-9-]{1,63}):([a-z0-9.-]{1,253})$/
+const POD_EXTRA = 'authentication.kubernetes.io/pod-name'
 
 /** One request, in ms. 30 s: kube-apiserver gives most up after 60, and somebody waits. */
 const REQUEST_MS_MAX = 30_000
@@ -121,6 +139,38 @@ export class KubeCluster implements Cluster {
       ),
     )
     return done !== undefined
+  }
+
+  async scale(
+    { namespace, name, resourceVersion }: DeploymentVersion,
+    replicas: number,
+  ): Promise<boolean> {
+    const ref = { ...DEPLOYMENT, metadata: { namespace, name } }
+    const body = { metadata: { namespace, name, resourceVersion }, spec: { replicas } }
+    const fieldManager = SCALE_FIELD_MANAGER
+    const api = this.#kube.makeApiClient(AppsV1Api)
+    const done = await unless(409, ref, async () =>
+      unless(404, ref, async () =>
+        api.replaceNamespacedDeploymentScale({ namespace, name, body, fieldManager }),
+      ),
+    )
+    return done !== undefined
+  }
+
+  async reviewToken(token: string, audience: string): Promise<ReplicaToken | undefined> {
+    const body = { spec: { token, audiences: [audience] } }
+    const ref = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenReview' }
+    const { status } = await answered(ref, async () =>
+      this.#kube.makeApiClient(AuthenticationV1Api).createTokenReview({ body }),
+    )
+    // An authenticator that does not know of audiences names none, and lets tokens for anybody pass.
+    if (status?.authenticated !== true || status.audiences?.includes(audience) !== true) {
+      return undefined
+    }
+    const [, namespace, account] = ACCOUNT_USER.exec(status.user?.username ?? '') ?? []
+    const pod = status.user?.extra?.[POD_EXTRA]?.[0]
+    if (namespace === undefined || account === undefined || pod === undefined) return undefined
+    return { namespace, account, pod }
   }
 
   async *logs(

@@ -7,6 +7,7 @@ import {
   formatRegistryReference,
   parseRegistryReference,
 } from '../../snapshotter/oci/registry-reference.ts'
+import { isReservedPath, SCALE_DOWN_URL_VARIABLE } from './objects/scale-down-token.ts'
 import type {
   ContainerSpec,
   Exposure,
@@ -142,6 +143,9 @@ function containerOf(container: Container, at: string, parts: InContainer): Cont
     if (!ENV_NAME.test(name)) {
       problems.add(`${at}.env`, `'${shown(name)}' is not the name of a variable`)
     }
+    if (name === SCALE_DOWN_URL_VARIABLE) {
+      problems.add(`${at}.env.${name}`, 'is for the cluster to set; choose another name')
+    }
     if (value.includes('\0')) problems.add(`${at}.env.${shown(name)}`, 'has a NUL byte')
   }
   const bytes = [...words, ...env.flat()].reduce((sum, text) => sum + Buffer.byteLength(text), 0)
@@ -265,6 +269,12 @@ function mountsOf(
   return listOf(container.mounts, MOUNTS_MAX, `${at}.mounts`, problems).map((mount, index) => {
     const place = `${at}.mounts[${index}]`
     checkPath(mount.path, `${place}.path`, problems)
+    if (isReservedPath(mount.path)) {
+      problems.add(
+        `${place}.path`,
+        `'${shown(mount.path)}' is for what the cluster mounts; choose another`,
+      )
+    }
     const path = mount.path.replace(/\/+$/, '')
     if (paths.has(path)) problems.add(`${place}.path`, `'${shown(path)}' has a mount already`)
     paths.add(path)

@@ -82,14 +82,14 @@ async function account(): Promise<string> {
   const given = loadAllYaml(readFileSync(ACCESS, 'utf8')) as (KubernetesObject & {
     rules?: V1PolicyRule[]
   })[]
-  const { kubeconfig, allow } = await cluster.api.account('deploy', [])
-  await allow(given.find(({ kind }) => kind === 'ClusterRole')?.rules ?? [])
+  const account = await cluster.api.account('deploy', [])
+  await account.allow(given.find(({ kind }) => kind === 'ClusterRole')?.rules ?? [])
   const api = KubernetesObjectApi.makeApiClient(cluster.api.admin)
   const subjects = [{ kind: 'ServiceAccount', name: 'deploy', namespace: 'ipdr-system' }]
   for (const object of given.filter(({ kind }) => kind === 'Role' || kind === 'RoleBinding')) {
     await api.create({ ...object, ...(object.kind === 'RoleBinding' && { subjects }) })
   }
-  return kubeconfig
+  return account.kubeconfig
 }
 
 type Worker = { readonly daemon: Daemon; readonly address: string }

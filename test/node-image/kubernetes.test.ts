@@ -279,11 +279,8 @@ test('the deploy endpoint is reached where its configuration listens, has the ac
   const objects = loadAllYaml(
     await kubectl(['kustomize', '--load-restrictor=LoadRestrictionsNone', scratch.dir]),
   ) as KubernetesObject[]
-  const of = <T extends KubernetesObject>(kind: string): T | undefined =>
-    objects.find((object) => object.kind === kind && object.metadata?.name === 'ipdr-deploy') as
-      | T
-      | undefined
-  const set = of<V1StatefulSet>('StatefulSet')
+  const named = objects.filter(({ metadata }) => metadata?.name === 'ipdr-deploy')
+  const set: V1StatefulSet | undefined = named.find(({ kind }) => kind === 'StatefulSet')
   const pod = set?.spec?.template.spec
   const [container] = pod?.containers ?? []
   const offer = { contract: `0x${'1'.repeat(40)}`, token: `0x${'2'.repeat(40)}` }
@@ -299,10 +296,18 @@ test('the deploy endpoint is reached where its configuration listens, has the ac
     expect(ports).toContain(Number(/\/tcp\/(\d+)/.exec(address)?.[1]))
   }
   expect(ports).toContain(deploy?.monitoring.listen.port)
-  const service = of<V1Service>('Service')
+  const service: V1Service | undefined = named.find(({ kind }) => kind === 'Service')
   expect(service?.spec?.selector).toEqual(set?.spec?.selector.matchLabels)
-  expect(pod?.serviceAccountName).toBe(of('ServiceAccount')?.metadata?.name)
-  expect(of('ClusterRole')).toBeDefined()
+  // Pods ask from inside: what is a port of the nodes, the whole internet reaches.
+  const asked = objects.find(({ metadata }) => metadata?.name === 'ipdr-scale-down') as V1Service
+  expect(asked.spec?.type).toBeUndefined()
+  expect(asked.spec?.selector).toEqual(set?.spec?.selector.matchLabels)
+  expect(asked.spec?.ports?.map(({ targetPort }) => targetPort)).toEqual(['scale-down'])
+  expect(service?.spec?.ports?.map(({ name }) => name)).toEqual(['libp2p', 'libp2p-ws'])
+  expect(pod?.serviceAccountName).toBe(
+    named.find(({ kind }) => kind === 'ServiceAccount')?.metadata?.name,
+  )
+  expect(named.map(({ kind }) => kind)).toContain('ClusterRole')
   expect(pod?.securityContext?.runAsNonRoot).toBe(true)
   expect(container?.securityContext).toMatchObject({
     allowPrivilegeEscalation: false,

@@ -52,7 +52,7 @@ type Call = {
 }
 
 /** As `ipfs p2p forward`, for one protocol. */
-async function forward(protocol: string): Promise<{ url: string; streams(): number }> {
+async function forward(protocol: string): Promise<{ url: string; readonly streams: () => number }> {
   let streams = 0
   const server = createServer((socket) => {
     streams++

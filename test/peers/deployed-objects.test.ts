@@ -37,8 +37,13 @@ const KEDA: ClusterSettings = {
   routes: { kind: 'ingress', className: 'nginx' },
   keda: { namespace: 'keda', service: 'keda-add-ons-http-interceptor-proxy', port: 8_080 },
   ingressNamespaces: ['ingress-nginx'],
+  scaleDown: {
+    listen: { host: '0.0.0.0', port: 5_084 },
+    url: 'http://ipdr-scale-down.ipdr-system.svc:5084',
+  },
   clusterCidrs: ['10.0.0.0/8', '172.16.0.0/12', 'fc00::/7', '2001:db8::/32'],
   userNamespaces: false,
+  namespace: 'ipdr-system',
 }
 const GATEWAY: ClusterSettings = {
   ...KEDA,
@@ -47,6 +52,7 @@ const GATEWAY: ClusterSettings = {
     parent: { namespace: 'gateways', name: 'public', sectionName: 'http' },
   },
   keda: undefined,
+  scaleDown: undefined,
   userNamespaces: true,
   storageClass: 'fast',
   sharedStorageClass: 'nfs',

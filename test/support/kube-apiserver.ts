@@ -300,14 +300,20 @@ export class KubeApiServer implements AsyncDisposable {
   }
 
   async #may(user: string, right: string, namespace: string | undefined): Promise<boolean> {
-    const [verb = '', group = '', resource = ''] = right.split(/[ /]/)
+    const [verb = '', group = '', resource = '', subresource] = right.split(/[ /]/)
     const { status } = await this.admin
       .makeApiClient(AuthorizationV1Api)
       .createSubjectAccessReview({
         body: {
           spec: {
             user,
-            resourceAttributes: { verb, group, resource, ...(namespace && { namespace }) },
+            resourceAttributes: {
+              verb,
+              group,
+              resource,
+              ...(subresource && { subresource }),
+              ...(namespace && { namespace }),
+            },
           },
         },
       })

@@ -2,14 +2,19 @@ import type { KubernetesObject } from '@kubernetes/client-node'
 import {
   type Cluster,
   ClusterError,
+  type DeploymentVersion,
   type Kind,
   type LogOptions,
   type Ref,
+  type ReplicaToken,
 } from '../../agent/deploy/cluster.ts'
 
 type Stored = KubernetesObject & {
   metadata: NonNullable<KubernetesObject['metadata']> & { name: string }
 }
+
+/** What a token says, and until when, in ms since 1970. */
+export type MemoryToken = ReplicaToken & { readonly audience: string; readonly expiresAtMs: number }
 
 /** Thrown in place of an answer: the process is gone. */
 export class Crash extends Error {}
@@ -27,6 +32,10 @@ export class MemoryCluster implements Cluster {
   after: (call: number, words: string) => void = () => undefined
   /** Lines of any container. */
   lines: readonly string[] = []
+  /** Those that the API has given out, by their text. */
+  readonly tokens: Map<string, MemoryToken> = new Map()
+  /** How often it was asked about one. */
+  reviews = 0
   /** Namespaces that are deleted stay, terminating, until `finish`. */
   hasFinalizers = false
   readonly #objects = new Map<string, Stored>()
@@ -116,6 +125,28 @@ export class MemoryCluster implements Cluster {
       return found
     })
     return true
+  }
+
+  async scale(
+    { namespace, name, resourceVersion }: DeploymentVersion,
+    replicas: number,
+  ): Promise<boolean> {
+    const old = this.#objects.get(`Deployment/${namespace}/${name}`)
+    if (old?.metadata.resourceVersion !== resourceVersion) return false
+    const { spec } = old as { spec?: object }
+    const scaled: KubernetesObject = Object.assign(structuredClone(old), {
+      spec: { ...spec, replicas },
+    })
+    this.#change(`scale ${wordsOf(scaled)} ${replicas}`, () => this.#put(scaled, old))
+    return true
+  }
+
+  async reviewToken(text: string, audience: string): Promise<ReplicaToken | undefined> {
+    this.reviews++
+    const token = this.tokens.get(text)
+    if (token?.audience !== audience || token.expiresAtMs <= Date.now()) return undefined
+    const { namespace, account, pod } = token
+    return { namespace, account, pod }
   }
 
   async *logs(

@@ -186,7 +186,7 @@ test('a publisher in another network, with nothing but a route to the agent, rea
   const said = (): string => readFileSync(daemon.logPath, 'utf8')
   await daemon.whenReady(async () => said().includes('publishers can deploy'))
   const address = /\/ip4\/10\.99\.0\.1\/[^"]+/.exec(said())?.[0] ?? ''
-  const [file = '', ...words] = [...far.words, IPDR, 'providers', address, '-o', 'json']
+  const [file, ...words] = [...far.words, IPDR, 'providers', address, '-o', 'json']
   const asked = await failureOf(() => runCommand(file, words))
   // It has the agent's own answer, which is that the cluster is away.
   expect(asked.message).toContain('no cluster answered')

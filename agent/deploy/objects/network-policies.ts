@@ -8,8 +8,12 @@ import type { ClusterSettings } from '../cluster-settings.ts'
 import type { Exposure, PodIdentity, PodSpec } from '../pod-spec.ts'
 import { metadataOf } from './object-names.ts'
 import { requestScaling } from './request-scaling.ts'
+import { mayAskToSleep } from './scale-down-token.ts'
 
 const DNS_NAMESPACE = 'kube-system'
+
+/** By which components/deploy-endpoint knows the control workers. */
+const DEPLOY_ENDPOINT = { 'app.kubernetes.io/name': 'ipdr-deploy' }
 
 /** Where NodeLocal DNSCache answers, by its manifest. */
 const NODE_DNS = '169.254.20.10/32'
@@ -41,7 +45,7 @@ export function networkPolicies(
     metadata: metadataOf(identity, name),
     spec: { podSelector: {}, ...rules },
   })
-  const { keda, ingressNamespaces, clusterCidrs } = settings
+  const { keda, scaleDown, ingressNamespaces, clusterCidrs } = settings
   const isWoken = requestScaling(spec, settings) !== undefined
   const requestsFrom = [
     ...ingressNamespaces,
@@ -73,6 +77,12 @@ export function networkPolicies(
   if (internet.length > 0) {
     policies.push(policy('tpod-internet', { policyTypes: ['Egress'], egress: [{ to: internet }] }))
   }
+  if (scaleDown !== undefined && mayAskToSleep(spec, settings)) {
+    const to = [inNamespaces([settings.namespace], DEPLOY_ENDPOINT)]
+    // Where it listens, not the port in its URL: policies count behind services.
+    const ports = [{ protocol: 'TCP', port: scaleDown.listen.port }]
+    policies.push(policy('tpod-scale-down', { policyTypes: ['Egress'], egress: [{ to, ports }] }))
+  }
   // No sender at all would mean any.
   if (httpPorts.length > 0 && requestsFrom.length > 0) {
     const from = [inNamespaces(requestsFrom)]
@@ -98,8 +108,13 @@ function exposedPorts({ containers }: PodSpec, kind: Exposure['kind']): V1Networ
   return [...new Set(numbers)].map((port) => ({ protocol: 'TCP', port }))
 }
 
-function inNamespaces(names: readonly string[]): V1NetworkPolicyPeer {
+/** Whoever has the labels there; without any, everybody. */
+function inNamespaces(
+  names: readonly string[],
+  matchLabels?: Record<string, string>,
+): V1NetworkPolicyPeer {
   return {
+    ...(matchLabels && { podSelector: { matchLabels } }),
     namespaceSelector: {
       matchExpressions: [
         { key: 'kubernetes.io/metadata.name', operator: 'In', values: [...new Set(names)] },

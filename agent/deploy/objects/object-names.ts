@@ -34,7 +34,10 @@ export type WorkloadRef = {
 }
 
 /** What keeps the replicas of a pod. */
-export function workloadRef({ isStateful }: PodSpec, { namespace }: PodIdentity): WorkloadRef {
+export function workloadRef(
+  { isStateful }: Pick<PodSpec, 'isStateful'>,
+  { namespace }: PodIdentity,
+): WorkloadRef {
   const apiVersion = 'apps/v1'
   // The name of a StatefulSet ends up in a label with 11 characters more, so that the long one would be refused.
   if (isStateful) return { apiVersion, kind: 'StatefulSet', name: 'tpod-set' }

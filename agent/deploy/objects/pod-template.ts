@@ -10,6 +10,7 @@ import type { ClusterSettings } from '../cluster-settings.ts'
 import type { ContainerSpec, PodIdentity, PodSpec } from '../pod-spec.ts'
 import { ACCOUNT_NAME, labelsOf, REPLICA_LABELS } from './object-names.ts'
 import { containerResources, sorted } from './resources.ts'
+import { scaleDownAccess, scaleDownVolumes } from './scale-down-token.ts'
 import { podVolumes, secretsDigest, sharesNodeDisk, volumeMounts } from './volumes.ts'
 
 /** Disks come to belong to it, so that whichever user an image has may write to them. 65532: a user called nonroot in many of them. */
@@ -25,11 +26,13 @@ const CONTAINER_SECURITY: V1SecurityContext = {
 export function podTemplate(
   spec: PodSpec,
   identity: PodIdentity,
-  { userNamespaces }: ClusterSettings,
+  settings: ClusterSettings,
 ): V1PodTemplateSpec {
+  const { userNamespaces } = settings
   const { containers, runtimeClass, volumes } = spec
   const hasDisk = volumes.some(({ kind }) => kind === 'disk')
   const digest = secretsDigest(spec, identity)
+  const allVolumes = [...podVolumes(spec), ...scaleDownVolumes(spec, settings)]
   return {
     metadata: {
       labels: { ...labelsOf(identity), ...REPLICA_LABELS },
@@ -37,8 +40,8 @@ export function podTemplate(
       ...(digest !== undefined && { annotations: { 'ipdr.dev/spec': digest } }),
     },
     spec: {
-      containers: containers.map((container) => containerOf(spec, container)),
-      ...(volumes.length > 0 && { volumes: podVolumes(spec) }),
+      containers: containers.map((container) => containerOf(spec, container, settings)),
+      ...(allVolumes.length > 0 && { volumes: allVolumes }),
       serviceAccountName: ACCOUNT_NAME,
       automountServiceAccountToken: false,
       // They would tell each replica of all services by variables that the publisher has not asked for.
@@ -65,9 +68,15 @@ export function podTemplate(
   }
 }
 
-function containerOf(spec: PodSpec, container: ContainerSpec): V1Container {
+function containerOf(
+  spec: PodSpec,
+  container: ContainerSpec,
+  settings: ClusterSettings,
+): V1Container {
   const { name, image, entrypoint, workingDir, env, ports } = container
-  const mounts = volumeMounts(spec, container)
+  const access = scaleDownAccess(spec, container, settings)
+  const mounts = [...volumeMounts(spec, container), ...access.mounts]
+  const variables = [...sorted(env).map(([name, value]) => ({ name, value })), ...access.env]
   const exposed = ports.find(({ exposure }) => exposure !== undefined)
   return {
     name,
@@ -77,8 +86,8 @@ function containerOf(spec: PodSpec, container: ContainerSpec): V1Container {
     ...(entrypoint.length > 0 && { command: entrypoint.map(literal) }),
     ...(container.arguments.length > 0 && { args: container.arguments.map(literal) }),
     ...(workingDir !== undefined && { workingDir }),
-    ...(env.size > 0 && {
-      env: sorted(env).map(([name, value]) => ({ name, value: literal(value) })),
+    ...(variables.length > 0 && {
+      env: variables.map(({ name, value = '' }) => ({ name, value: literal(value) })),
     }),
     ...(ports.length > 0 && {
       ports: ports.map(({ containerPort }) => ({ containerPort, protocol: 'TCP' })),

@@ -24,7 +24,7 @@ export function pullSecrets({ registryLogins }: PodSpec, identity: PodIdentity):
   ]
 }
 
-/** May do nothing, and no token of it is to be had. */
+/** May do nothing, and no token of it is to be had that the cluster's API takes. */
 export function serviceAccount(
   { registryLogins }: PodSpec,
   identity: PodIdentity,

@@ -33,6 +33,11 @@ export function requestScaling(
   return min < max ? { ...first, min, max } : undefined
 }
 
+/** Whether there may be no replica at all, until a request comes. */
+export function maySleep(spec: PodSpec, settings: ClusterSettings): boolean {
+  return !spec.isStateful && requestScaling(spec, settings)?.min === 0
+}
+
 /** How many replicas are asked for; undefined: that is not ours to say. */
 export function replicasOf(
   spec: PodSpec,

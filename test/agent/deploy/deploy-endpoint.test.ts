@@ -161,7 +161,7 @@ describe('a publisher', () => {
     const seen: bigint[] = []
     arrivals.set(image, { hereBytes: 1_000, allBytes: 3_000 })
     for await (const { step } of publisher().deploy(podId, {
-      pod: pod({ containers: [container as never] }),
+      pod: pod({ containers: [container] }),
     })) {
       if (step.case !== 'image') continue
       seen.push(step.value.bytesHere)

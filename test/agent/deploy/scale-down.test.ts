@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { request } from 'node:http'
+import { type IncomingMessage, request } from 'node:http'
 import { connect } from 'node:net'
 import type { V1Deployment } from '@kubernetes/client-node'
 import { describe, expect, onTestFinished, test } from 'vitest'
@@ -256,26 +256,27 @@ describe('nobody is put to sleep', () => {
     ['has no token', () => 'Bearer '],
     ['is of another kind', (token) => `Basic ${token}`],
     ['has two tokens', (token) => `Bearer ${token} ${token}`],
-    ['has one character changed', (token) => `Bearer ${token.slice(0, -1)}!`],
-    ['has one character more', (token) => `Bearer ${token}A`],
-    ['has only part of it', (token) => `Bearer ${token.slice(0, -1)}`],
+    ['has what is in no token', (token) => `Bearer ${token.slice(0, -1)}!`],
     ['has 4,097 characters', (token) => `Bearer ${token.padEnd(4_097, 'A')}`],
   ])('by an Authorization that %s', async (_name, spoil) => {
     const tenants = await Tenants.start()
     const { status, body } = await refused(tenants, spoil(tenants.token(MINE)))
     expect(status).toBe(401)
     expect(body.error).toContain('/var/run/secrets/ipdr.dev/scale-down/token')
+    expect(tenants.cluster.reviews).toBe(0)
   })
 
   test('by a token that was altered anywhere: the API server is asked about what was sent', async () => {
     const tenants = await Tenants.start()
     const token = tenants.token(MINE)
-    for (const index of [0, 4, 8, 100]) {
+    const altered = [0, 4, 8, 100].map((index) => {
       const other = token[index] === 'A' ? 'B' : 'A'
-      const altered = token.slice(0, index) + other + token.slice(index + 1)
-      expect((await refused(tenants, `Bearer ${altered}`)).status).toBe(401)
+      return token.slice(0, index) + other + token.slice(index + 1)
+    })
+    for (const text of [...altered, `${token}A`, token.slice(0, -1)]) {
+      expect((await refused(tenants, `Bearer ${text}`)).status).toBe(401)
     }
-    expect(tenants.cluster.reviews).toBe(4)
+    expect(tenants.cluster.reviews).toBe(6)
   })
 
   test.each<[string, PodSpec, ClusterSettings, RegExp]>([
@@ -429,14 +430,16 @@ describe('the API server', () => {
       tenants.cluster.reviews++
       return await held.promise
     }
-    const agents = Array.from({ length: 70 }, (_, n) => askFrom(`127.0.1.${n + 1}`, tenants.url))
-    await expect.poll(() => tenants.cluster.reviews).toBe(64)
-    const waited = await Promise.race(agents)
-    expect(waited).toBe(503)
+    const statuses: (number | undefined)[] = []
+    const agents = Array.from({ length: 70 }, async (_, n) => {
+      statuses.push(await askFrom(`127.0.1.${n + 1}`, tenants.url))
+    })
+    // The others wait.
+    await expect.poll(() => statuses, { timeout: 10_000 }).toEqual(Array(6).fill(503))
+    expect(tenants.cluster.reviews).toBe(64)
     held.resolve(undefined)
-    const statuses = await Promise.all(agents)
-    expect(statuses.filter((status) => status === 401)).toHaveLength(64)
-    expect(statuses.filter((status) => status === 503)).toHaveLength(6)
+    await Promise.all(agents)
+    expect(statuses.slice(6)).toEqual(Array(64).fill(401))
   })
 })
 
@@ -448,7 +451,7 @@ async function askFrom(localAddress: string, url: string): Promise<number | unde
     headers: { authorization: 'Bearer a.b.c' },
   })
   asked.end()
-  const [answer] = (await once(asked, 'response')) as [import('node:http').IncomingMessage]
+  const [answer] = (await once(asked, 'response')) as [IncomingMessage]
   answer.resume()
   return answer.statusCode
 }
