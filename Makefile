@@ -5,7 +5,7 @@ SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/node_modules/node/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install build packages demo test test-unit test-peers test-kubernetes test-node test-faults soak check format bench bench-start dashboard-picture image clean
+.PHONY: help install build packages demo test test-unit test-peers test-kubernetes test-node test-faults soak check format bench bench-start bench-deploy dashboard-picture image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,11 @@ bench: install ## measure, and print each figure beside its limit
 bench-start: install ## measure how long until containers are ready, beside other snapshotters, behind slow links; hours
 	@node test/support/remove-leftovers.ts
 	@node test/bench/start/bench-start.ts $(BENCH_FLAGS)
+
+bench-deploy: install ## measure the deploy endpoint: deployments in a Kubernetes API that Go builds first, connections, calls; ten minutes
+	@node test/support/remove-leftovers.ts
+	@node test/support/build-go-programs.ts kube-apiserver kube-controller-manager
+	@node test/bench/deploy/bench-deploy.ts $(BENCH_FLAGS)
 
 dashboard-picture: install ## draw docs/dashboard.png: the Grafana dashboard over two nodes at work; needs chromium and prometheus
 	@test/dashboard-picture/install.sh

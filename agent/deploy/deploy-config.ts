@@ -105,7 +105,7 @@ const fields = z.strictObject({
   denied: z.array(z.string().startsWith('/').max(512)).max(1_024).default([]),
   // 50: a publisher's page asks some five times a second, and several may share an address.
   requestsPerSecondMax: z.number().int().min(1).max(1_000_000).default(50),
-  // 1,000 of some 50 KiB each are 50 MiB.
+  // 1,000 of some 220 KiB each are 220 MiB (test/bench/README.md).
   connectionsMax: z.number().int().min(1).max(100_000).default(1_000),
   kubeconfig: z
     .string()

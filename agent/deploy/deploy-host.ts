@@ -70,6 +70,9 @@ export async function startDeployHost(
         inboundConnectionThreshold: CONNECTIONS_PER_SECOND_MAX,
         deny: [...denied],
       },
+      // By default all connections are asked at the same moment, every 10 s, and one that does not answer within 5 s is cut: with a thousand of
+      // them on a busy machine that cut all (test/bench/README.md).
+      connectionMonitor: { pingInterval: 60_000, pingTimeout: { minTimeout: 30_000 } },
       services: {
         identify: identify(),
         identifyPush: identifyPush(),

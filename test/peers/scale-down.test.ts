@@ -407,19 +407,42 @@ test('nobody is put to sleep by a token that is not of a replica, for this, now,
   expect((await ask(signedAnew(token, { jti: 'another' }))).status).toBe(202)
 })
 
-test('an account of a replica that is no tenant’s puts nobody to sleep', async () => {
+test('another account puts nobody to sleep: of a tenant’s own namespace, or of the same name elsewhere', async () => {
+  const identity = await tenant()
+  const { namespace } = identity
   await server.namespace('stranger')
-  const replica = await core.createNamespacedPod({
-    namespace: 'stranger',
-    body: {
-      metadata: { name: 'p' },
-      spec: { containers: [{ name: 'a', image: 'b' }], automountServiceAccountToken: false },
-    },
-  })
-  const { name = '', uid = '' } = replica.metadata ?? {}
-  const stranger = { ...IDENTITY, namespace: 'stranger' }
-  const token = await tokenOf(stranger, { account: 'default', replica: { name, uid } })
-  expect((await ask(token)).status).toBe(403)
+  const elsewhere = { ...IDENTITY, namespace: 'stranger' }
+  const [own, name] = [await replicaOf(identity), 'another']
+  const { spec } = await core.readNamespacedPod({ namespace, name: own.name })
+  for (const [place, account] of [
+    [identity, 'helper'],
+    [elsewhere, 'tpod-sa'],
+  ] as const) {
+    const { namespace } = place
+    await core.createNamespacedServiceAccount({ namespace, body: { metadata: { name: account } } })
+    const body = {
+      metadata: { name },
+      spec: Object.assign(structuredClone(spec) ?? { containers: [] }, {
+        serviceAccountName: account,
+        serviceAccount: account,
+      }),
+    }
+    const { metadata } = await core.createNamespacedPod({ namespace, body })
+    const token = await tokenOf(place, { account, replica: { name, uid: metadata?.uid ?? '' } })
+    expect((await ask(token)).status, `by ${account}`).toBe(403)
+  }
+  expect(await wanted(identity)).toBe(1)
+})
+
+test('a Deployment that somebody has changed since it was read is left alone, as is one that is gone', async () => {
+  const identity = await tenant()
+  const { namespace } = identity
+  const { name = '', resourceVersion = '' } = (await deploymentOf(identity)).metadata ?? {}
+  await scaleAsKeda(identity, 2)
+  const cluster = KubeCluster.open(config)
+  expect(await cluster.scale({ namespace, name, resourceVersion }, 0)).toBe(false)
+  expect(await wanted(identity)).toBe(2)
+  expect(await cluster.scale({ namespace, name: 'gone', resourceVersion }, 0)).toBe(false)
 })
 
 test('both rights that the worker is given for it are needed, and no tenant hears that one is missing', async () => {

@@ -1,13 +1,16 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { type IncomingMessage, request } from 'node:http'
-import { connect } from 'node:net'
+import { writeFileSync } from 'node:fs'
+import { createServer, type IncomingMessage, request } from 'node:http'
+import { type AddressInfo, connect } from 'node:net'
+import { join } from 'node:path'
 import type { V1Deployment } from '@kubernetes/client-node'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { parseConfig } from '../../../agent/config.ts'
 import { ClusterError } from '../../../agent/deploy/cluster.ts'
 import type { ClusterSettings } from '../../../agent/deploy/cluster-settings.ts'
 import { DeployMetrics } from '../../../agent/deploy/deploy-metrics.ts'
+import { KubeCluster } from '../../../agent/deploy/kube-cluster.ts'
 import { kubernetesObjects } from '../../../agent/deploy/kubernetes-objects.ts'
 import { PodError } from '../../../agent/deploy/parse-pod.ts'
 import { namespaceOf } from '../../../agent/deploy/pod-namespace.ts'
@@ -17,6 +20,7 @@ import { SCALE_DOWN_LIMITS, scaleDownRoutes } from '../../../agent/deploy/scale-
 import { HttpServer } from '../../../agent/http-server.ts'
 import { MemoryCluster, type MemoryToken } from '../../support/memory-cluster.ts'
 import { containerSpec, IDENTITY, podSpec } from '../../support/random-pod-spec.ts'
+import { Scratch } from '../../support/scratch.ts'
 
 // Goal: a pod puts itself to sleep, and nobody else. Method: the routes as the control worker serves them, over HTTP, on a cluster in memory
 // that has two tenants, and knows the tokens that it gave out. What a real API server makes of tokens is tried in test/peers.
@@ -455,6 +459,61 @@ async function askFrom(localAddress: string, url: string): Promise<number | unde
   answer.resume()
   return answer.statusCode
 }
+
+// A cluster may have authenticators that know nothing of audiences, and users who only look like accounts.
+test('a token is whose the API server says, if it says so whole', async () => {
+  const good = {
+    authenticated: true,
+    audiences: ['ipdr-scale-down'],
+    user: {
+      username: 'system:serviceaccount:tpod-a:tpod-sa',
+      extra: { 'authentication.kubernetes.io/pod-name': ['replica-0'] },
+    },
+  }
+  const { user } = good
+  let status: object = good
+  const server = createServer((request, response) => {
+    request.resume()
+    response.writeHead(201, { 'content-type': 'application/json' })
+    response.end(JSON.stringify({ kind: 'TokenReview', spec: {}, status }))
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  onTestFinished(() => void server.close())
+  await using scratch = Scratch.open('token-review')
+  const kubeconfig = join(scratch.dir, 'kubeconfig')
+  const { port } = server.address() as AddressInfo
+  const cluster = { server: `http://127.0.0.1:${port}`, 'insecure-skip-tls-verify': true }
+  writeFileSync(
+    kubeconfig,
+    JSON.stringify({
+      clusters: [{ name: 'c', cluster }],
+      users: [{ name: 'u', user: { token: 'none' } }],
+      contexts: [{ name: 'x', context: { cluster: 'c', user: 'u' } }],
+      'current-context': 'x',
+    }),
+  )
+  const kube = KubeCluster.open({ kubeconfig })
+  const said = async (answer: object): Promise<unknown> => {
+    status = answer
+    return await kube.reviewToken('a.b.c', 'ipdr-scale-down')
+  }
+  expect(await said(good)).toEqual({ namespace: 'tpod-a', account: 'tpod-sa', pod: 'replica-0' })
+  for (const less of [
+    {},
+    { error: 'invalid bearer token' },
+    { ...good, authenticated: false },
+    { ...good, audiences: undefined },
+    { ...good, audiences: ['https://kubernetes.default.svc'] },
+    { ...good, user: undefined },
+    { ...good, user: { ...user, extra: undefined } },
+    { ...good, user: { ...user, username: 'admin' } },
+    { ...good, user: { ...user, username: 'x:system:serviceaccount:tpod-a:tpod-sa' } },
+    { ...good, user: { ...user, username: 'system:serviceaccount:tpod-a:tpod-sa:x' } },
+  ]) {
+    expect(await said(less), `by ${JSON.stringify(less)}`).toBeUndefined()
+  }
+})
 
 describe('what is too much is not read', () => {
   test('a body', async () => {
