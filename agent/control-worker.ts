@@ -15,10 +15,7 @@ import { monitoringRoutes } from './monitoring.ts'
 import { NodeImages } from './node-images.ts'
 import { ChannelFunds } from './payments/channel-funds.ts'
 import { PaymentChannels } from './payments/payment-channels.ts'
-import type { WorkerMessage } from './worker-message.ts'
-
-/** How often the supervisor hears from us; it gives up after thirty times that. */
-const ALIVE_INTERVAL_MS = 1_000
+import { keepTellingOfLife, tellSupervisor } from './worker-message.ts'
 
 /** One request to one RPC endpoint, in ms: four of them fit into the minute that a client waits. */
 const RPC_MS_MAX = 10_000
@@ -81,9 +78,8 @@ export async function runControlWorker(
   const monitoring = opened.use(
     await HttpServer.listen(deploy.monitoring.listen, monitoringRoutes({ metrics, readiness })),
   )
-  tell({ kind: 'ready' })
-  const alive = globalThis.setInterval(() => tell({ kind: 'alive' }), ALIVE_INTERVAL_MS)
-  opened.defer(() => clearInterval(alive))
+  tellSupervisor({ kind: 'ready' })
+  opened.use(keepTellingOfLife())
   log.info(
     { addresses: endpoint.multiaddrs, monitoring: monitoring.address },
     'publishers can deploy',
@@ -113,9 +109,4 @@ async function resumeNowAndThen(
   } catch {
     // Stopped.
   }
-}
-
-/** Tells the supervisor, if there is one. */
-function tell(message: WorkerMessage): void {
-  if (process.connected) process.send?.(message)
 }

@@ -42,10 +42,7 @@ import { CriImageProxy } from './registries/cri-image-proxy.ts'
 import { openRegistries } from './registries/open-registries.ts'
 import { readPolicies } from './trust/read-policies.ts'
 import { whenAtRest } from './when-at-rest.ts'
-import type { WorkerMessage } from './worker-message.ts'
-
-/** How often the supervisor hears from us; it gives up after thirty times that. */
-const ALIVE_INTERVAL_MS = 1000
+import { keepTellingOfLife, tellSupervisor } from './worker-message.ts'
 
 /** How long Kubernetes has to tell this node what the others call it, in ms. 60 s: its pod has its address within seconds of its start. */
 const NAMELESS_MS = 60_000
@@ -287,7 +284,7 @@ export async function runDataWorker(
         monitoringRoutes({ metrics, readiness: () => (stop.aborted ? 'stopping' : undefined) }),
       ),
     )
-    tell({ kind: 'ready', rung: snapshotter.kernel.rung })
+    tellSupervisor({ kind: 'ready', rung: snapshotter.kernel.rung })
     if (content !== undefined) {
       const { socketPath } = config.containerd
       const parts = { images, store: content, log: log.child({ part: 'content' }) }
@@ -296,8 +293,7 @@ export async function runDataWorker(
     opened.use(
       new ImageReminder(config.containerd.socketPath, { log: log.child({ part: 'containerd' }) }),
     )
-    const alive = setInterval(() => tell({ kind: 'alive' }), ALIVE_INTERVAL_MS)
-    opened.defer(() => clearInterval(alive))
+    opened.use(keepTellingOfLife())
     const tidy = (): void => {
       // Block buffers of many sizes leave holes that malloc returns only from the end, 120 MB after one image (test/bench/README.md).
       trimMalloc()
@@ -317,7 +313,7 @@ export async function runDataWorker(
     if (!stop.aborted) await Promise.race([once(stop, 'abort'), ...failed])
     log.info({}, 'stopping: waiting for what is in flight')
   }
-  tell({ kind: 'stopped', lazyMountsInUse })
+  tellSupervisor({ kind: 'stopped', lazyMountsInUse })
 }
 
 /** This node on libp2p, if it is to have a part in it: the packages alone take tens of megabytes. */
@@ -346,9 +342,4 @@ async function nodeKeys(
     log.warn({ keysDir }, error instanceof Error ? error.message : String(error))
   }
   return keys
-}
-
-/** Tells the supervisor, if there is one. */
-function tell(message: WorkerMessage): void {
-  if (process.connected) process.send?.(message)
 }

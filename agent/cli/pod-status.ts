@@ -1,8 +1,8 @@
 import { setTimeout } from 'node:timers/promises'
 import { State, type StatusResponse } from '../../proto/messages/ipdr/deploy_pb.js'
-import { addressDocument, addressText } from './commands/deploy.ts'
 import { plain } from './failure.ts'
 import type { Output } from './output.ts'
+import { addressDocument, addressText } from './pod-address.ts'
 import { openPod, type PublisherValues } from './publisher-options.ts'
 import { fields, table } from './table.ts'
 

@@ -13,7 +13,7 @@ export const DEPLOYMENT_FILE = 'ipdr.yaml'
 
 export const FILE_ARGUMENT = {
   type: 'string',
-  default: 'ipdr.yaml',
+  default: DEPLOYMENT_FILE as string,
   describe:
     'The deployment file: YAML as docs/deployment-file.md has it, or a manifest of trustedpods',
 } as const

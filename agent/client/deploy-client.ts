@@ -44,7 +44,8 @@ export type Publisher = {
 /** A pod of the publisher: 32 bytes in hex that he chose. */
 export type PodId = `0x${string}`
 
-export const NO_POD: PodId = `0x${'0'.repeat(64)}`
+/** What a call that is about no pod in particular is signed for. */
+const NO_POD: PodId = `0x${'0'.repeat(64)}`
 
 /**
  * An agent's deploy endpoint, over a libp2p host of Node or a browser. Every method rejects with Connect's ConnectError, whose message

@@ -1,8 +1,8 @@
-/** How much a deployment file may ask for: no more than agent/deploy/parse-pod.ts takes. Units are in the names. */
+/** How much a deployment may ask for, by whatever client: files are held to it (deployment-file/), and what an agent is sent (agent/deploy/parse-pod.ts). Units are in the names. */
 export const DEPLOYMENT_LIMITS = {
   /** 1 MiB: sixteen containers with 64 KiB of environment each. */
   fileBytesMax: 1_048_576,
-  /** Containers share one pod, so its sum must fit one node. */
+  /** More than any that we know. Containers share one pod, so its sum must fit one node. */
   containersMax: 16,
   /** Two for each container. */
   volumesMax: 32,
@@ -16,6 +16,7 @@ export const DEPLOYMENT_LIMITS = {
   wordsBytesMax: 65_536,
   /** 512 KiB, of all secrets together: they lie in etcd twice, in an object of 1 MiB at most. */
   secretBytesMax: 524_288,
+  /** More are a matter for several pods, or for a word with the operator. */
   replicasMax: 100,
   /** Kinds of devices of one container. */
   devicesMax: 8,
@@ -28,7 +29,7 @@ export const DEPLOYMENT_LIMITS = {
   memoryBytesMin: 4_194_304,
   /** 16 TiB */
   memoryBytesMax: 17_592_186_044_416,
-  /** 1 MiB: smaller than any file system; whoever writes less has left out the unit. */
+  /** 1 MiB: smaller than any file system; whoever writes less has left out the unit. An agent takes less. */
   volumeBytesMin: 1_048_576,
   /** 64 TiB */
   volumeBytesMax: 70_368_744_177_664,

@@ -69,6 +69,11 @@ export type Cluster = {
   ): AsyncIterable<string>
 }
 
+/** On all that we make in the cluster, and what tells it from what others put beside it. */
+export const OURS: Readonly<Record<string, string>> = {
+  'app.kubernetes.io/managed-by': 'ipdr-agent',
+}
+
 export const NAMESPACE: Kind = { apiVersion: 'v1', kind: 'Namespace' }
 export const SECRET: Kind = { apiVersion: 'v1', kind: 'Secret' }
 export const POD: Kind = { apiVersion: 'v1', kind: 'Pod' }

@@ -1,4 +1,5 @@
 import { Code, ConnectError, type Interceptor } from '@connectrpc/connect'
+import { codeToString } from '@connectrpc/connect/protocol-connect'
 import { CodedError, type ErrorCode } from '../../snapshotter/errors.ts'
 import type { Log } from '../../snapshotter/log.ts'
 
@@ -72,9 +73,4 @@ async function* until<T>(
     // Also when whoever listens has had enough.
     if (!isToldOf) ended('ok')
   }
-}
-
-/** As Connect has it on the wire: `already_exists`. */
-function codeToString(code: Code): string {
-  return Code[code].replaceAll(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter}`).toLowerCase()
 }

@@ -1,11 +1,5 @@
 import { setTimeout } from 'node:timers/promises'
-import {
-  create,
-  type DescMessage,
-  fromBinary,
-  type MessageShape,
-  toBinary,
-} from '@bufbuild/protobuf'
+import { create, fromBinary, type MessageInitShape, toBinary } from '@bufbuild/protobuf'
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect'
 import type { V1Namespace } from '@kubernetes/client-node'
 import {
@@ -107,7 +101,8 @@ export function deployService({
     if (pod === undefined) throw new PodError('INVALID_ARGUMENT', 'pod: is missing')
     const bytes = toBinary(PodSchema, pod)
     const spec = deployments.check(bytes)
-    const fundedSeconds = await admission.fundedSeconds({ ...call, operator }, spec, context.signal)
+    const funded = await admission.fundedSeconds({ ...call, operator }, spec, context.signal)
+    const seconds = funded ?? 0n
     const { namespace } = identity
     admission.use({ ...call, pod: namespace })
     // Begun before anything is said, and goes on whatever becomes of this stream.
@@ -115,7 +110,7 @@ export function deployService({
     applying.catch(() => undefined)
     yield step({
       case: 'accepted',
-      value: { namespace, fundedSeconds: leastOf(fundedSeconds ?? 0n, UINT64_MAX) },
+      value: { namespace, fundedSeconds: seconds > UINT64_MAX ? UINT64_MAX : seconds },
     })
     const applied = await applying
     yield step({
@@ -248,38 +243,21 @@ export function deployService({
   }
 }
 
-function leastOf(a: bigint, b: bigint): bigint {
-  return a < b ? a : b
-}
-
+/** Throws PodError INVALID_ARGUMENT for bytes that are none. */
 function deploymentOf(payload: Uint8Array): Deployment {
-  return decoded(DeploymentSchema, payload, 'payload')
-}
-
-/** Throws PodError INVALID_ARGUMENT for bytes that are no such message. */
-export function decoded<Desc extends DescMessage>(
-  schema: Desc,
-  bytes: Uint8Array,
-  field: string,
-): MessageShape<Desc> {
   try {
-    return fromBinary(schema, bytes)
+    return fromBinary(DeploymentSchema, payload)
   } catch (cause) {
-    throw new PodError('INVALID_ARGUMENT', `${field}: is no ${schema.typeName}`, { field }, cause)
+    const message = `payload: is no ${DeploymentSchema.typeName}`
+    throw new PodError('INVALID_ARGUMENT', message, { field: 'payload' }, cause)
   }
 }
 
-function step(step: NonNullable<DeployProgressStep>): DeployProgress {
+type Step = NonNullable<MessageInitShape<typeof DeployProgressSchema>['step']>
+
+function step(step: Step): DeployProgress {
   return create(DeployProgressSchema, { step })
 }
-
-type DeployProgressStep = Parameters<
-  typeof create<typeof DeployProgressSchema>
->[1] extends infer Init
-  ? Init extends { step?: infer Step }
-    ? Step
-    : never
-  : never
 
 function notFound(namespace: string): PodError {
   return new PodError('NOT_FOUND', `there is no pod ${namespace} of yours here`, { namespace })

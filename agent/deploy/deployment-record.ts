@@ -1,8 +1,8 @@
 import type { V1Secret } from '@kubernetes/client-node'
-import { type Cluster, SECRET } from './cluster.ts'
+import { type Cluster, OURS, SECRET } from './cluster.ts'
 
-/** In the pod's namespace; a secret, since the publisher's secrets are in it. */
-const NAME = 'ipdr-deployment'
+/** In the pod's namespace, beside the pod's objects; a secret, since the publisher's secrets are in it. */
+export const RECORD_NAME = 'ipdr-deployment'
 
 /** What a publisher has asked for, and what was in the cluster whole before: so that whoever comes after a crash can go on, or back. */
 export type DeploymentRecord = {
@@ -18,7 +18,10 @@ export async function readRecord(
   cluster: Cluster,
   namespace: string,
 ): Promise<DeploymentRecord | undefined> {
-  const found = await cluster.read<V1Secret>({ ...SECRET, metadata: { namespace, name: NAME } })
+  const found = await cluster.read<V1Secret>({
+    ...SECRET,
+    metadata: { namespace, name: RECORD_NAME },
+  })
   const wanted = bytesOf(found, 'wanted')
   const generation = Number(found?.metadata?.annotations?.['ipdr.dev/generation'] ?? Number.NaN)
   if (wanted === undefined || !Number.isSafeInteger(generation)) return undefined
@@ -34,8 +37,8 @@ export async function writeRecord(
     ...SECRET,
     metadata: {
       namespace,
-      name: NAME,
-      labels: { 'app.kubernetes.io/managed-by': 'ipdr-agent' },
+      name: RECORD_NAME,
+      labels: OURS,
       annotations: { 'ipdr.dev/generation': String(generation) },
     },
     type: 'ipdr.dev/deployment',
@@ -44,11 +47,6 @@ export async function writeRecord(
       ...(applied !== undefined && { applied: Buffer.from(applied).toString('base64') }),
     },
   })
-}
-
-/** Whether an object is the record, which no deployment lists among its objects. */
-export function isRecord(object: { kind?: string; metadata?: { name?: string } }): boolean {
-  return object.kind === SECRET.kind && object.metadata?.name === NAME
 }
 
 function bytesOf(secret: V1Secret | undefined, field: string): Uint8Array | undefined {

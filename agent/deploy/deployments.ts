@@ -8,12 +8,14 @@ import {
   DEPLOYMENT,
   type Kind,
   NAMESPACE,
+  OURS,
   SECRET,
   SERVICE,
   STATEFUL_SET,
 } from './cluster.ts'
-import { isRecord, readRecord, writeRecord } from './deployment-record.ts'
+import { RECORD_NAME, readRecord, writeRecord } from './deployment-record.ts'
 import type { HostClaims } from './host-claims.ts'
+import { httpPorts } from './objects/request-scaling.ts'
 import { PodError, type PodLimits, parsePod } from './parse-pod.ts'
 import type { PodIdentity, PodSpec } from './pod-spec.ts'
 import type { PodTurns } from './pod-turns.ts'
@@ -36,7 +38,6 @@ const PRUNED: readonly Kind[] = [
 export type Mode = 'either' | 'create' | 'update'
 
 export type Applied = {
-  readonly spec: PodSpec
   readonly objects: number
   readonly deleted: number
   readonly generation: number
@@ -182,14 +183,14 @@ export class Deployments {
       throw new Error('the first object of a pod is its namespace')
     const owner = await cluster.apply<V1Namespace>(withState(first, 'applying'))
     await writeRecord(cluster, namespace, { wanted: pod, applied, generation })
-    const names = hostsOf(spec)
+    const names = httpPorts(spec).map(({ host }) => host)
     for (const host of names) await hosts.claim(host, owner)
     for (const object of objects) await cluster.apply(object)
     const deleted = await this.#prune(namespace, objects)
     await hosts.releaseOthers(owner, names)
     await writeRecord(cluster, namespace, { wanted: pod, applied: pod, generation })
     await cluster.apply(withState(first, 'applied'))
-    return { spec, objects: objects.length + 1, deleted, generation }
+    return { objects: objects.length + 1, deleted, generation }
   }
 
   async #resume(identity: PodIdentity): Promise<boolean> {
@@ -249,15 +250,13 @@ export class Deployments {
   async #prune(namespace: string, wanted: readonly KubernetesObject[]): Promise<number> {
     const { cluster } = this.#parts
     const kept = new Set(wanted.map(({ kind, metadata }) => `${kind}/${metadata?.name}`))
+    kept.add(`${SECRET.kind}/${RECORD_NAME}`)
     let deleted = 0
     for (const kind of PRUNED) {
-      const found = await cluster.list<KubernetesObject>(kind, {
-        namespace,
-        labels: { 'app.kubernetes.io/managed-by': 'ipdr-agent' },
-      })
+      const found = await cluster.list<KubernetesObject>(kind, { namespace, labels: OURS })
       for (const { metadata } of found) {
         const name = metadata?.name ?? ''
-        if (kept.has(`${kind.kind}/${name}`) || isRecord({ ...kind, metadata: { name } })) continue
+        if (kept.has(`${kind.kind}/${name}`)) continue
         if (await cluster.delete({ ...kind, metadata: { namespace, name } }, metadata?.uid))
           deleted++
       }
@@ -276,12 +275,6 @@ export function identityOf({ metadata }: V1Namespace): PodIdentity | undefined {
     podId: podId as `0x${string}`,
     namespace: metadata?.name ?? '',
   }
-}
-
-export function hostsOf({ containers }: PodSpec): string[] {
-  return containers
-    .flatMap(({ ports }) => ports)
-    .flatMap(({ exposure }) => (exposure?.kind === 'http' ? [exposure.host] : []))
 }
 
 function withState<T extends KubernetesObject>(object: T, state: 'applying' | 'applied'): T {

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { V1ConfigMap, V1Namespace } from '@kubernetes/client-node'
 import { base32 } from 'multiformats/bases/base32'
-import { type Cluster, CONFIG_MAP, NAMESPACE } from './cluster.ts'
+import { type Cluster, CONFIG_MAP, NAMESPACE, OURS } from './cluster.ts'
 import { PodError } from './parse-pod.ts'
 
 /** On each claim: whose it is. */
@@ -81,7 +81,7 @@ export class HostClaims {
         namespace: this.#namespace,
         // A host name may be longer than a name, and be one that is taken.
         name: `host-${base32.baseEncode(createHash('sha256').update(host).digest())}`,
-        labels: { 'app.kubernetes.io/managed-by': 'ipdr-agent', [CLAIM_LABEL]: namespace },
+        labels: { ...OURS, [CLAIM_LABEL]: namespace },
         ownerReferences: [{ ...NAMESPACE, name: namespace, uid }],
         ...(resourceVersion !== undefined && { resourceVersion }),
       },

@@ -83,21 +83,19 @@ export class KubeCluster implements Cluster {
   }
 
   async create<T extends KubernetesObject>(object: T): Promise<T | undefined> {
-    return await unless(409, object, async () =>
+    return await unless([409], object, async () =>
       this.#api.create(object, undefined, undefined, FIELD_MANAGER),
     )
   }
 
   async replace<T extends KubernetesObject>(object: T): Promise<T | undefined> {
-    return await unless(409, object, async () =>
-      unless(404, object, async () =>
-        this.#api.replace(object, undefined, undefined, FIELD_MANAGER),
-      ),
+    return await unless([404, 409], object, async () =>
+      this.#api.replace(object, undefined, undefined, FIELD_MANAGER),
     )
   }
 
   async read<T extends KubernetesObject>(ref: Ref): Promise<T | undefined> {
-    return await unless(404, ref, async () => this.#api.read<T>(ref as never))
+    return await unless([404], ref, async () => this.#api.read<T>(ref as never))
   }
 
   async list<T extends KubernetesObject>(
@@ -133,10 +131,8 @@ export class KubeCluster implements Cluster {
 
   async delete(ref: Ref, uid?: string): Promise<boolean> {
     const body = uid === undefined ? {} : { preconditions: { uid } }
-    const done = await unless(409, ref, async () =>
-      unless(404, ref, async () =>
-        this.#api.delete(ref, undefined, undefined, undefined, undefined, 'Foreground', body),
-      ),
+    const done = await unless([404, 409], ref, async () =>
+      this.#api.delete(ref, undefined, undefined, undefined, undefined, 'Foreground', body),
     )
     return done !== undefined
   }
@@ -149,10 +145,8 @@ export class KubeCluster implements Cluster {
     const body = { metadata: { namespace, name, resourceVersion }, spec: { replicas } }
     const fieldManager = SCALE_FIELD_MANAGER
     const api = this.#kube.makeApiClient(AppsV1Api)
-    const done = await unless(409, ref, async () =>
-      unless(404, ref, async () =>
-        api.replaceNamespacedDeploymentScale({ namespace, name, body, fieldManager }),
-      ),
+    const done = await unless([404, 409], ref, async () =>
+      api.replaceNamespacedDeploymentScale({ namespace, name, body, fieldManager }),
     )
     return done !== undefined
   }
@@ -232,15 +226,17 @@ class LineStream extends TransformStream<string, string> {
   }
 }
 
+/** Undefined in place of an answer with one of these statuses. */
 async function unless<T>(
-  status: number,
+  statuses: readonly number[],
   ref: object,
   ask: () => Promise<T>,
 ): Promise<T | undefined> {
   try {
     return await answered(ref as Ref, ask)
   } catch (error) {
-    if (error instanceof ClusterError && error.facts['status'] === status) return undefined
+    const status = error instanceof ClusterError ? error.facts['status'] : undefined
+    if (typeof status === 'number' && statuses.includes(status)) return undefined
     throw error
   }
 }

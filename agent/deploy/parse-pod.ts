@@ -7,6 +7,9 @@ import {
   formatRegistryReference,
   parseRegistryReference,
 } from '../../snapshotter/oci/registry-reference.ts'
+import { DEPLOYMENT_LIMITS } from '../client/deployment-limits.ts'
+import { isDevice, NAME_PATTERN } from '../client/deployment-names.ts'
+import { httpPorts } from './objects/request-scaling.ts'
 import { isReservedPath, SCALE_DOWN_URL_VARIABLE } from './objects/scale-down-token.ts'
 import type {
   ContainerSpec,
@@ -22,47 +25,15 @@ import type {
 /** A pod that is not taken; the message names every field that is wrong, and what it may be. */
 export class PodError extends CodedError {}
 
-/** Of one pod. 16 containers and 32 volumes are more than any that we know; a Kubernetes object of them stays below 1 MiB. */
-const CONTAINERS_MAX = 16
-const VOLUMES_MAX = 32
-const PORTS_MAX = 32
-const MOUNTS_MAX = 64
-const LOGINS_MAX = 16
-const DEVICES_MAX = 8
-
-/** Words of a command, and bytes of all of one container's words and variables: Linux takes 128 KiB of them as one string. */
-const WORDS_MAX = 256
-const ENV_MAX = 256
-const WORDS_BYTES_MAX = 64 * 1024
-
-/** Bytes of all secrets: they lie in etcd twice, in an object of 1 MiB at most. */
-const SECRET_BYTES_MAX = 512 * 1024
-
-/** Copies of a pod. 100: more are a matter for several pods, or for a word with the operator. */
-const REPLICAS_MAX = 100
-
-/** Names end up behind `tpod-secret-` and the like, in labels of 63 characters. */
-const NAME_CHARS_MAX = 40
-
-/** What one container may ask for: 512 cores, 16 TiB; and a volume: 64 TiB. More is a mistake in a unit. */
-const CPU_MILLIS_MAX = 512_000
-const MEMORY_BYTES_MAX = 16n * 1024n ** 4n
-const DISK_BYTES_MAX = 64n * 1024n ** 4n
-
-/** Below it, containerd's shim alone has the kernel end the container. */
-const MEMORY_BYTES_MIN = 4n * 1024n ** 2n
+const LIMITS = DEPLOYMENT_LIMITS
 
 /** Problems that are told at once. */
 const PROBLEMS_MAX = 20
 
-const DNS_LABEL = /^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$/
 /** RFC 1123, in parts of 63 characters. */
 const HOST =
   /^(?=.{1,253}$)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)+$/
 const ENV_NAME = /^[A-Za-z_][A-Za-z0-9_.-]{0,254}$/
-/** Kubernetes' extended resources: a domain and a name. */
-const DEVICE = /^(?=.{1,200}$)[a-z0-9.-]+\.[a-z0-9-]+\/[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/
-
 /** What the cluster has to say of a pod. */
 export type PodLimits = {
   readonly runtimeClasses: readonly string[]
@@ -79,13 +50,13 @@ type Problems = { readonly found: string[]; add(field: string, what: string): vo
 export function parsePod(pod: Pod, limits: PodLimits): PodSpec {
   const problems = problemList()
   if (pod.name.length > 63) problems.add('name', 'may have 63 characters')
-  const volumes = listOf(pod.volumes, VOLUMES_MAX, 'volumes', problems).map((volume, index) =>
+  const volumes = listOf(pod.volumes, LIMITS.volumesMax, 'volumes', problems).map((volume, index) =>
     volumeOf(volume, `volumes[${index}]`, problems),
   )
   unique(volumes, 'volumes', problems)
   checkSecretBytes(volumes, problems)
   if (pod.containers.length === 0) problems.add('containers', 'a pod needs at least one')
-  const containers = listOf(pod.containers, CONTAINERS_MAX, 'containers', problems).map(
+  const containers = listOf(pod.containers, LIMITS.containersMax, 'containers', problems).map(
     (container, index) =>
       containerOf(container, `containers[${index}]`, { limits, volumes, problems }),
   )
@@ -99,9 +70,12 @@ export function parsePod(pod: Pod, limits: PodLimits): PodSpec {
       `this cluster has ${known === '' ? 'none to choose from' : known}, not '${shown(pod.runtimeClass)}'`,
     )
   }
-  const registryLogins = listOf(pod.registryLogins, LOGINS_MAX, 'registry_logins', problems).map(
-    (login, index) => loginOf(login, `registry_logins[${index}]`, problems),
-  )
+  const registryLogins = listOf(
+    pod.registryLogins,
+    LIMITS.loginsMax,
+    'registry_logins',
+    problems,
+  ).map((login, index) => loginOf(login, `registry_logins[${index}]`, problems))
   if (pod.stateful && scaling.min === 0) {
     problems.add('scaling.min', 'a stateful pod cannot sleep: it must be at least 1')
   }
@@ -135,11 +109,13 @@ function containerOf(container: Container, at: string, parts: InContainer): Cont
   const { problems } = parts
   checkName(container.name, `${at}.name`, problems)
   const words = [...container.entrypoint, ...container.arguments]
-  if (words.length > WORDS_MAX) problems.add(`${at}.entrypoint`, `may have ${WORDS_MAX} words`)
+  if (words.length > LIMITS.argumentsMax)
+    problems.add(`${at}.entrypoint`, `may have ${LIMITS.argumentsMax} words`)
   if (words.some((word) => word.includes('\0'))) problems.add(`${at}.entrypoint`, 'has a NUL byte')
   const env = Object.entries(container.env)
-  if (env.length > ENV_MAX) problems.add(`${at}.env`, `may have ${ENV_MAX} variables`)
-  for (const [name, value] of env.slice(0, ENV_MAX)) {
+  if (env.length > LIMITS.envEntriesMax)
+    problems.add(`${at}.env`, `may have ${LIMITS.envEntriesMax} variables`)
+  for (const [name, value] of env.slice(0, LIMITS.envEntriesMax)) {
     if (!ENV_NAME.test(name)) {
       problems.add(`${at}.env`, `'${shown(name)}' is not the name of a variable`)
     }
@@ -149,27 +125,32 @@ function containerOf(container: Container, at: string, parts: InContainer): Cont
     if (value.includes('\0')) problems.add(`${at}.env.${shown(name)}`, 'has a NUL byte')
   }
   const bytes = [...words, ...env.flat()].reduce((sum, text) => sum + Buffer.byteLength(text), 0)
-  if (bytes > WORDS_BYTES_MAX) {
+  if (bytes > LIMITS.wordsBytesMax) {
     problems.add(
       `${at}.env`,
-      `command and variables have ${bytes} bytes, they may have ${WORDS_BYTES_MAX}`,
+      `command and variables have ${bytes} bytes, they may have ${LIMITS.wordsBytesMax}`,
     )
   }
   if (container.workingDir !== '') checkPath(container.workingDir, `${at}.working_dir`, problems)
-  checkAmount(BigInt(container.cpuMillis), 1n, BigInt(CPU_MILLIS_MAX), `${at}.cpu_millis`, problems)
+  checkAmount(
+    BigInt(container.cpuMillis),
+    1n,
+    BigInt(LIMITS.cpuMillisMax),
+    `${at}.cpu_millis`,
+    problems,
+  )
   checkAmount(
     container.memoryBytes,
-    MEMORY_BYTES_MIN,
-    MEMORY_BYTES_MAX,
+    BigInt(LIMITS.memoryBytesMin),
+    BigInt(LIMITS.memoryBytesMax),
     `${at}.memory_bytes`,
     problems,
   )
   const devices = Object.entries(container.devices)
-  if (devices.length > DEVICES_MAX) problems.add(`${at}.devices`, `may have ${DEVICES_MAX} kinds`)
-  for (const [name, count] of devices.slice(0, DEVICES_MAX)) {
-    // What Kubernetes has a meaning of its own for could count against nobody.
-    const isOurs = /(?:^|\.)(?:kubernetes|k8s)\.io\//.test(name)
-    if (!DEVICE.test(name) || isOurs) {
+  if (devices.length > LIMITS.devicesMax)
+    problems.add(`${at}.devices`, `may have ${LIMITS.devicesMax} kinds`)
+  for (const [name, count] of devices.slice(0, LIMITS.devicesMax)) {
+    if (!isDevice(name)) {
       problems.add(`${at}.devices`, `'${shown(name)}' is not a device like nvidia.com/gpu`)
     }
     if (count < 1 || count > 64) problems.add(`${at}.devices.${shown(name)}`, 'must be 1 to 64')
@@ -181,8 +162,8 @@ function containerOf(container: Container, at: string, parts: InContainer): Cont
     arguments: container.arguments,
     ...(container.workingDir !== '' && { workingDir: container.workingDir }),
     env: new Map(env),
-    ports: listOf(container.ports, PORTS_MAX, `${at}.ports`, problems).map((port, index) =>
-      portOf(port, `${at}.ports[${index}]`, parts),
+    ports: listOf(container.ports, LIMITS.portsPerContainerMax, `${at}.ports`, problems).map(
+      (port, index) => portOf(port, `${at}.ports[${index}]`, parts),
     ),
     mounts: mountsOf(container, at, parts),
     cpuMillis: container.cpuMillis,
@@ -266,34 +247,42 @@ function mountsOf(
   { volumes, problems }: InContainer,
 ): MountSpec[] {
   const paths = new Set<string>()
-  return listOf(container.mounts, MOUNTS_MAX, `${at}.mounts`, problems).map((mount, index) => {
-    const place = `${at}.mounts[${index}]`
-    checkPath(mount.path, `${place}.path`, problems)
-    if (isReservedPath(mount.path)) {
-      problems.add(
-        `${place}.path`,
-        `'${shown(mount.path)}' is for what the cluster mounts; choose another`,
-      )
-    }
-    const path = mount.path.replace(/\/+$/, '')
-    if (paths.has(path)) problems.add(`${place}.path`, `'${shown(path)}' has a mount already`)
-    paths.add(path)
-    if (!volumes.some(({ name }) => name === mount.volume)) {
-      problems.add(`${place}.volume`, `there is no volume '${shown(mount.volume)}'`)
-    }
-    return { volume: mount.volume, path, readOnly: mount.readOnly }
-  })
+  return listOf(container.mounts, LIMITS.mountsPerContainerMax, `${at}.mounts`, problems).map(
+    (mount, index) => {
+      const place = `${at}.mounts[${index}]`
+      checkPath(mount.path, `${place}.path`, problems)
+      if (isReservedPath(mount.path)) {
+        problems.add(
+          `${place}.path`,
+          `'${shown(mount.path)}' is for what the cluster mounts; choose another`,
+        )
+      }
+      const path = mount.path.replace(/\/+$/, '')
+      if (paths.has(path)) problems.add(`${place}.path`, `'${shown(path)}' has a mount already`)
+      paths.add(path)
+      if (!volumes.some(({ name }) => name === mount.volume)) {
+        problems.add(`${place}.volume`, `there is no volume '${shown(mount.volume)}'`)
+      }
+      return { volume: mount.volume, path, readOnly: mount.readOnly }
+    },
+  )
 }
 
 function volumeOf({ name, source }: Volume, at: string, problems: Problems): VolumeSpec {
   checkName(name, `${at}.name`, problems)
   switch (source.case) {
     case 'scratch':
-      checkAmount(source.value.bytes, 1n, DISK_BYTES_MAX, `${at}.scratch.bytes`, problems)
+      checkAmount(
+        source.value.bytes,
+        1n,
+        BigInt(LIMITS.volumeBytesMax),
+        `${at}.scratch.bytes`,
+        problems,
+      )
       return { kind: 'scratch', name, bytes: Number(source.value.bytes) }
     case 'disk': {
       const { bytes, shared } = source.value
-      checkAmount(bytes, 1n, DISK_BYTES_MAX, `${at}.disk.bytes`, problems)
+      checkAmount(bytes, 1n, BigInt(LIMITS.volumeBytesMax), `${at}.disk.bytes`, problems)
       return { kind: 'disk', name, bytes: Number(bytes), isShared: shared }
     }
     case 'secret':
@@ -309,10 +298,10 @@ function checkSecretBytes(volumes: readonly VolumeSpec[], problems: Problems): v
     (sum, volume) => sum + (volume.kind === 'secret' ? volume.contents.length : 0),
     0,
   )
-  if (bytes > SECRET_BYTES_MAX) {
+  if (bytes > LIMITS.secretBytesMax) {
     problems.add(
       'volumes',
-      `secrets have ${bytes} bytes, they may have ${SECRET_BYTES_MAX} together`,
+      `secrets have ${bytes} bytes, they may have ${LIMITS.secretBytesMax} together`,
     )
   }
 }
@@ -345,12 +334,11 @@ function scalingOf(
   containers: readonly ContainerSpec[],
   problems: Problems,
 ): ScalingSpec {
-  const hosts = containers
-    .flatMap(({ ports }) => ports)
-    .filter(({ exposure }) => exposure?.kind === 'http')
+  const hosts = httpPorts({ containers })
   const min = scaling?.min ?? 1
   const max = scaling === undefined || scaling.max === 0 ? Math.max(min, 1) : scaling.max
-  if (max > REPLICAS_MAX) problems.add('scaling.max', `is ${max}, it may be ${REPLICAS_MAX}`)
+  if (max > LIMITS.replicasMax)
+    problems.add('scaling.max', `is ${max}, it may be ${LIMITS.replicasMax}`)
   if (min > max) problems.add('scaling.min', `is ${min}, more than the most, ${max}`)
   if (min === 0 && hosts.length === 0) {
     problems.add(
@@ -381,8 +369,8 @@ function loginOf(
   if (username === '' || username.includes(':') || username.length > 256) {
     problems.add(`${at}.username`, 'must have 1 to 256 characters, and no colon')
   }
-  if (password === '' || password.length > 8_192) {
-    problems.add(`${at}.password`, 'must have 1 to 8192 characters')
+  if (password === '' || password.length > LIMITS.passwordBytesMax) {
+    problems.add(`${at}.password`, `must have 1 to ${LIMITS.passwordBytesMax} characters`)
   }
   return { server, username, password }
 }
@@ -402,10 +390,10 @@ function unique(list: readonly { readonly name: string }[], at: string, problems
 }
 
 function checkName(name: string, at: string, problems: Problems): void {
-  if (name.length <= NAME_CHARS_MAX && DNS_LABEL.test(name)) return
+  if (NAME_PATTERN.test(name)) return
   problems.add(
     at,
-    `'${shown(name)}' must be of lower-case letters, digits and - between them, ${NAME_CHARS_MAX} characters at most`,
+    `'${shown(name)}' must be of lower-case letters, digits and - between them, ${LIMITS.nameCharsMax} characters at most`,
   )
 }
 

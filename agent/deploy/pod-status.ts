@@ -24,6 +24,7 @@ import {
   DEPLOYMENT,
   EVENT,
   NAMESPACE,
+  OURS,
   POD,
   SERVICE,
   STATEFUL_SET,
@@ -39,9 +40,6 @@ const EVENTS_MAX = 500
 
 /** Pods of a list that are looked at side by side; each look is some five requests. */
 const LOOKED_AT_ONCE = 4
-
-/** On every pod of a deployment. */
-const OURS = { 'app.kubernetes.io/managed-by': 'ipdr-agent' }
 
 /** Reasons of Kubernetes for a container that does not come up by itself. */
 const FAILING = new Set([

@@ -3,7 +3,7 @@ import { setTimeout } from 'node:timers/promises'
 import { type V1Lease, V1MicroTime } from '@kubernetes/client-node'
 import PQueue from 'p-queue'
 import type { Log } from '../../snapshotter/log.ts'
-import { type Cluster, ClusterError, LEASE } from './cluster.ts'
+import { type Cluster, ClusterError, LEASE, OURS } from './cluster.ts'
 
 /** How long a lease holds without being renewed, in seconds: an agent that was killed is waited for that long. */
 const LEASE_SECONDS = 30
@@ -142,7 +142,7 @@ export class PodTurns {
       metadata: {
         namespace: this.#namespace,
         name: pod,
-        labels: { 'app.kubernetes.io/managed-by': 'ipdr-agent' },
+        labels: OURS,
         ...(old?.metadata?.resourceVersion !== undefined && {
           resourceVersion: old.metadata.resourceVersion,
         }),

@@ -71,11 +71,14 @@ export async function authenticate(
   if (expiresAt <= now) {
     throw new CallError(
       'DEADLINE_EXCEEDED',
-      `signed call: it expired ${now - expiresAt} s ago; sign anew, and look at the clocks if it was not that long ago`,
+      `signed call: it expired ${Math.ceil(now - expiresAt)} s ago; sign anew, and look at the clocks if it was not that long ago`,
     )
   }
   if (expiresAt > now + EXPIRY_SECONDS_MAX) {
-    throw refused('expires_at', `is ${expiresAt - now} s ahead, it may be ${EXPIRY_SECONDS_MAX}`)
+    throw refused(
+      'expires_at',
+      `is ${Math.ceil(expiresAt - now)} s ahead, it may be ${EXPIRY_SECONDS_MAX}`,
+    )
   }
   return {
     publisher: await publisherOf(signed),

@@ -20,7 +20,7 @@ const CHECK_MS = 1_000
 /** Streams of one connection at once. 64: a client follows logs of a few containers, and asks now and then. */
 const STREAMS_OF_CONNECTION_MAX = 64
 
-/** Streams at once, of all peers. 4,096 of some 30 KiB each are 120 MiB. */
+/** Streams of one server at once, of all peers. 4,096 of some 30 KiB each are 120 MiB. */
 const STREAMS_MAX = 4_096
 
 /** Bytes of a request that nobody has read yet; a peer that sends more before it is asked to is cut off. */

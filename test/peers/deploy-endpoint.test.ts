@@ -1,38 +1,26 @@
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { create } from '@bufbuild/protobuf'
-import {
-  AppsV1Api,
-  CoreV1Api,
-  type KubernetesObject,
-  KubernetesObjectApi,
-  loadAllYaml,
-  NetworkingV1Api,
-  type V1PolicyRule,
-} from '@kubernetes/client-node'
+import { AppsV1Api, CoreV1Api, KubernetesObjectApi, NetworkingV1Api } from '@kubernetes/client-node'
 import type { Libp2p } from '@libp2p/interface'
 import type { Hex } from 'viem'
 import { privateKeyToAccount } from 'viem/accounts'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { startClientHost } from '../../agent/client/client-host.ts'
 import { DeployClient } from '../../agent/client/deploy-client.ts'
-import { deployConfigSchema } from '../../agent/deploy/deploy-config.ts'
-import { DeployEndpoint } from '../../agent/deploy/deploy-endpoint.ts'
+import type { DeployEndpoint } from '../../agent/deploy/deploy-endpoint.ts'
 import { KubeCluster as Kube } from '../../agent/deploy/kube-cluster.ts'
 import { namespaceOf } from '../../agent/deploy/pod-namespace.ts'
-import { ChannelFunds } from '../../agent/payments/channel-funds.ts'
-import { PaymentChannels } from '../../agent/payments/payment-channels.ts'
 import { PodSchema } from '../../proto/messages/ipdr/deploy_pb.js'
 import { TestChain } from '../support/chain/test-chain.ts'
+import { deployAccount } from '../support/deploy-account.ts'
 import { KubeApiServer } from '../support/kube-apiserver.ts'
 import { KubeControllers } from '../support/kube-controllers.ts'
+import { listenForDeploys } from '../support/listen-for-deploys.ts'
 import { Scratch } from '../support/scratch.ts'
 
 // Goal: a publisher's pods come to be in a real cluster, by an agent that has no more rights than node-image/kubernetes gives it. Method: a
 // kube-apiserver with RBAC and admission and its controllers, on an etcd of its own; a payment contract on a chain of its own; libp2p
 // between two hosts. There is no kubelet: replicas are made, and stay pending.
-
-const silent = { debug() {}, info() {}, warn() {}, error() {} }
 
 const opened = new AsyncDisposableStack()
 let scratch: Scratch
@@ -51,55 +39,20 @@ beforeAll(async () => {
   chain = opened.use(await TestChain.start(scratch))
   client = await startClientHost()
   opened.defer(() => client.stop())
-  const account = await server.account('deploy', [])
-  await account.allow(clusterRules)
-  kubeconfig = account.kubeconfig
-  await giveRole()
+  kubeconfig = (await deployAccount(server)).kubeconfig
   endpoint = opened.use(await listen())
 }, 900_000)
 
 afterAll(async () => await opened.disposeAsync(), 120_000)
 
-/** What the component for clusters gives the endpoint. */
-const given: readonly (KubernetesObject & { readonly rules?: V1PolicyRule[] })[] = loadAllYaml(
-  readFileSync(
-    join(import.meta.dirname, '../../node-image/kubernetes/components/deploy-endpoint/access.yaml'),
-    'utf8',
-  ),
-) as never
-const clusterRules = given.find(({ kind }) => kind === 'ClusterRole')?.rules ?? []
-
-async function giveRole(): Promise<void> {
-  const api = KubernetesObjectApi.makeApiClient(server.admin)
-  for (const object of given.filter(({ kind }) => kind === 'Role' || kind === 'RoleBinding')) {
-    const subjects = [{ kind: 'ServiceAccount', name: 'deploy', namespace: 'ipdr-system' }]
-    await api.create({ ...object, ...(object.kind === 'RoleBinding' && { subjects }) })
-  }
-}
-
-async function listen(changes: object = {}): Promise<DeployEndpoint> {
-  const config = deployConfigSchema.parse({
-    listen: ['/ip4/127.0.0.1/tcp/0'],
-    operator: chain.operator,
-    chain: { id: Number(chain.evmChainId), rpc: [chain.rpcUrl] },
-    offers: [{ contract: chain.contract, token: chain.token }],
-    ...changes,
-  })
-  const channels = new PaymentChannels(
-    { rpcUrls: config.chain.rpc, evmChainId: config.chain.id, timeoutMs: 10_000 },
-    { log: silent },
-  )
-  return await DeployEndpoint.listen(config, join(scratch.dir, `agent-${agents++}`), {
-    cluster: Kube.open({ kubeconfig }),
-    funds: new ChannelFunds(config, { channels, log: silent }),
-    blocks: { get: () => Promise.reject(new Error('no blocks here')) },
-    log: silent,
-  })
+async function listen(): Promise<DeployEndpoint> {
+  const dir = join(scratch.dir, `agent-${agents++}`)
+  return await listenForDeploys({ chain, cluster: Kube.open({ kubeconfig }), dir })
 }
 
 async function fundedPod(): Promise<Hex> {
   const podId: Hex = `0x${(++pods).toString(16).padStart(64, '0')}`
-  await chain.createChannel(podId, { unlockSeconds: 300n, amount: 1_000_000n })
+  await chain.createChannel(podId, { unlockSeconds: 300n, amount: 3_600_000n })
   return podId
 }
 

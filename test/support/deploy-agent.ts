@@ -1,14 +1,10 @@
 import { join } from 'node:path'
 import type { Hex } from 'viem'
-import { type DeployConfig, deployConfigSchema } from '../../agent/deploy/deploy-config.ts'
-import { DeployEndpoint } from '../../agent/deploy/deploy-endpoint.ts'
-import { ChannelFunds } from '../../agent/payments/channel-funds.ts'
-import { PaymentChannels } from '../../agent/payments/payment-channels.ts'
+import type { DeployEndpoint } from '../../agent/deploy/deploy-endpoint.ts'
 import { TestChain } from './chain/test-chain.ts'
+import { listenForDeploys } from './listen-for-deploys.ts'
 import { MemoryCluster } from './memory-cluster.ts'
 import { Scratch } from './scratch.ts'
-
-const silent = { debug() {}, info() {}, warn() {}, error() {} }
 
 /** A deploy endpoint over a real chain and a cluster in memory, for those who call it. */
 export class DeployAgent implements AsyncDisposable {
@@ -34,26 +30,8 @@ export class DeployAgent implements AsyncDisposable {
     const scratch = opened.use(Scratch.open(name))
     const chain = opened.use(await TestChain.start(scratch))
     const cluster = new MemoryCluster()
-    const config: DeployConfig = deployConfigSchema.parse({
-      listen: ['/ip4/127.0.0.1/tcp/0'],
-      operator: chain.operator,
-      chain: { id: Number(chain.evmChainId), rpc: [chain.rpcUrl] },
-      // 1,000 units a second for a core.
-      offers: [{ contract: chain.contract, token: chain.token, prices: { cpu: '1000000000000' } }],
-      ...changes,
-    })
-    const channels = new PaymentChannels(
-      { rpcUrls: config.chain.rpc, evmChainId: config.chain.id, timeoutMs: 2_000 },
-      { log: silent },
-    )
-    const endpoint = opened.use(
-      await DeployEndpoint.listen(config, join(scratch.dir, 'agent'), {
-        cluster,
-        funds: new ChannelFunds(config, { channels, log: silent }),
-        blocks: { get: () => Promise.reject(new Error('no blocks here')) },
-        log: silent,
-      }),
-    )
+    const dir = join(scratch.dir, 'agent')
+    const endpoint = opened.use(await listenForDeploys({ chain, cluster, dir }, changes))
     return new DeployAgent({ chain, cluster, endpoint }, opened.move())
   }
 

@@ -12,11 +12,10 @@ import { PublisherNode } from '../../agent/ipfs/publisher-node.ts'
 import { UnixfsFile } from '../../snapshotter/dag/unixfs-file.ts'
 import { Scratch } from '../support/scratch.ts'
 import { seeded } from '../support/seeded.ts'
+import { silentLog } from '../support/silent-log.ts'
 
 /** A time in which a block on loopback either comes or never will, in ms. */
 const DEADLINE_MS = 30_000
-
-const silent = { debug() {}, info() {}, warn() {}, error() {} }
 
 /** Helia as anybody runs it, with its own bitswap, on loopback TCP and without the public network. */
 async function heliaOnLoopback(): Promise<ReturnType<typeof createHelia> & AsyncDisposable> {
@@ -50,7 +49,7 @@ test(
         listen: ['/ip4/127.0.0.1/tcp/0'],
         gateway: { host: '127.0.0.1', port: 0 },
       },
-      { log: silent },
+      { log: silentLog },
     )
     await using source = await heliaOnLoopback()
     const content = randomBytes(700_000)
@@ -81,9 +80,9 @@ test(
         listen: [],
         peers: peer.libp2p.getMultiaddrs().map((address) => address.toString()),
       },
-      { log: silent },
+      { log: silentLog },
     )
-    const blocks = new BlockSources(node.providers, { log: silent })
+    const blocks = new BlockSources(node.providers, { log: silentLog })
     const request = { priority: 'foreground', signal: AbortSignal.timeout(DEADLINE_MS) } as const
     const file = await UnixfsFile.open(CID.parse(cid.toString()), blocks, request)
     const read = await file.readRange({ start: 0, end: file.size }, request)

@@ -2,6 +2,7 @@ import type { Address, DeployProgress } from '../../../proto/messages/ipdr/deplo
 import { type Command, defineCommand } from '../command.ts'
 import { EXIT_CODES } from '../exit-codes.ts'
 import { CommandFailure, plain } from '../failure.ts'
+import { addressDocument, addressText } from '../pod-address.ts'
 import {
   FILE_ARGUMENT,
   openPod,
@@ -200,19 +201,6 @@ function say({ output }: Session, text: string): void {
   if (!output.quiet) process.stderr.write(`${plain(text)}\n`)
 }
 
-export function addressText({ where }: Address): string {
-  switch (where.case) {
-    case 'url':
-      return where.value
-    case 'tcpPort':
-      return `TCP port ${where.value} of any node`
-    case 'service':
-      return `${where.value}, inside`
-    default:
-      return 'nowhere'
-  }
-}
-
 function document(podId: string, outcome: Outcome, tookMs: number): object {
   const { namespace, fundedSeconds, objects, deleted, isReady, replicas } = outcome
   return {
@@ -225,15 +213,5 @@ function document(podId: string, outcome: Outcome, tookMs: number): object {
     replicas,
     tookMs: Math.round(tookMs),
     addresses: outcome.addresses.map(addressDocument),
-  }
-}
-
-export function addressDocument({ container, containerPort, where }: Address): object {
-  return {
-    container,
-    containerPort,
-    ...(where.case === 'url' && { url: where.value }),
-    ...(where.case === 'tcpPort' && { tcpPort: where.value }),
-    ...(where.case === 'service' && { service: where.value }),
   }
 }

@@ -1,7 +1,8 @@
 import type { Problem } from '../deployment-file-error.ts'
 import { DEPLOYMENT_LIMITS } from '../deployment-limits.ts'
+import { isDevice, NAME_PATTERN } from '../deployment-names.ts'
 import { envEntries, envProblems } from './environment.ts'
-import { NAME_PATTERN, NAME_RULE } from './format.ts'
+import { NAME_RULE } from './format.ts'
 import { isRegistry } from './image-name.ts'
 import { nearestWord } from './nearest-word.ts'
 import type { Path, Source } from './yaml-source.ts'
@@ -9,10 +10,6 @@ import type { Path, Source } from './yaml-source.ts'
 const LIMITS = DEPLOYMENT_LIMITS
 
 const utf8 = new TextEncoder()
-
-/** Kubernetes' extended resources: a domain and a name; those of its own domains count against nobody. */
-const DEVICE = /^(?=.{1,200}$)[a-z0-9.-]+\.[a-z0-9-]+\/[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/
-const CLUSTERS_OWN = /(?:^|\.)(?:kubernetes|k8s)\.io\//
 
 type Fields = Readonly<Record<string, unknown>>
 
@@ -98,7 +95,7 @@ class CrossChecks {
         )
       }
       for (const device of devices) {
-        if (DEVICE.test(device.key) && !CLUSTERS_OWN.test(device.key)) continue
+        if (isDevice(device.key)) continue
         const message = 'is no name of a device; write it as Kubernetes does, as nvidia.com/gpu'
         this.problems.push(this.#source.keyProblem(device.path, message))
       }

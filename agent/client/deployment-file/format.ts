@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { DEPLOYMENT_LIMITS } from '../deployment-limits.ts'
+import { NAME_PATTERN } from '../deployment-names.ts'
 import { type ImageName, parseImageName } from './image-name.ts'
 import { parseBytes, parseCpu, type Quantity } from './quantities.ts'
 
@@ -7,9 +8,6 @@ import { parseBytes, parseCpu, type Quantity } from './quantities.ts'
 // in cross-checks.ts.
 
 const LIMITS = DEPLOYMENT_LIMITS
-
-/** What objects of the cluster can be named after: RFC 1123's labels, short enough for what is put before and after. */
-export const NAME_PATTERN: RegExp = /^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$/
 
 /** What a name may be, for messages. */
 export const NAME_RULE: string = `write lower-case letters, digits and hyphens between them, ${LIMITS.nameCharsMax} at most`

@@ -1,4 +1,5 @@
 import type { V1ObjectMeta } from '@kubernetes/client-node'
+import { OURS } from '../cluster.ts'
 import type { PodIdentity, PodSpec, PortSpec } from '../pod-spec.ts'
 
 // Names that begin with tpod, and the selector, are those of Trusted Pods, and stay: both systems may be in one cluster. Names of a pod
@@ -46,7 +47,7 @@ export function workloadRef(
 
 /** By which everything of a pod is found. */
 export function labelsOf({ namespace }: PodIdentity): Record<string, string> {
-  return { 'app.kubernetes.io/managed-by': 'ipdr-agent', 'ipdr.dev/pod': namespace }
+  return { ...OURS, 'ipdr.dev/pod': namespace }
 }
 
 /** Of an object in the pod's namespace. */

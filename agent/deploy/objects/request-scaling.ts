@@ -12,7 +12,7 @@ export type RequestScaling = {
 /** A port that a host name leads to. */
 export type HttpPort = { readonly port: PortSpec; readonly host: string }
 
-export function httpPorts({ containers }: PodSpec): HttpPort[] {
+export function httpPorts({ containers }: Pick<PodSpec, 'containers'>): HttpPort[] {
   return containers
     .flatMap(({ ports }) => ports)
     .flatMap((port) => (port.exposure?.kind === 'http' ? [{ port, host: port.exposure.host }] : []))

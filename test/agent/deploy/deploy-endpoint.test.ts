@@ -10,11 +10,8 @@ import { startClientHost } from '../../../agent/client/client-host.ts'
 import { DEPLOY_PROTOCOL, DeployClient } from '../../../agent/client/deploy-client.ts'
 import { SIGNED_CALL_HEADER, signCall } from '../../../agent/client/signed-call.ts'
 import { streamFetch } from '../../../agent/client/stream-fetch.ts'
-import { deployConfigSchema } from '../../../agent/deploy/deploy-config.ts'
-import { DeployEndpoint } from '../../../agent/deploy/deploy-endpoint.ts'
+import type { DeployEndpoint } from '../../../agent/deploy/deploy-endpoint.ts'
 import { namespaceOf } from '../../../agent/deploy/pod-namespace.ts'
-import { ChannelFunds } from '../../../agent/payments/channel-funds.ts'
-import { PaymentChannels } from '../../../agent/payments/payment-channels.ts'
 import {
   DeletePodRequestSchema,
   ProvisionPodRequestSchema,
@@ -27,11 +24,11 @@ import {
   SignedCallSchema,
 } from '../../../proto/messages/ipdr/deploy_pb.js'
 import { TestChain } from '../../support/chain/test-chain.ts'
+import { listenForDeploys } from '../../support/listen-for-deploys.ts'
 import { MemoryCluster } from '../../support/memory-cluster.ts'
 import { Scratch } from '../../support/scratch.ts'
 
 const SERVICE = '/apocryph.proto.v0.provisionPod.ProvisionPodService'
-const silent = { debug() {}, info() {}, warn() {}, error() {} }
 
 let chain: TestChain
 let scratch: Scratch
@@ -58,25 +55,9 @@ afterAll(async () => {
 })
 
 async function listen(changes: object = {}): Promise<DeployEndpoint> {
-  const config = deployConfigSchema.parse({
-    listen: ['/ip4/127.0.0.1/tcp/0'],
-    operator: chain.operator,
-    chain: { id: Number(chain.evmChainId), rpc: [chain.rpcUrl] },
-    // 1,000 units a second for a core.
-    offers: [{ contract: chain.contract, token: chain.token, prices: { cpu: '1000000000000' } }],
-    ...changes,
-  })
-  const channels = new PaymentChannels(
-    { rpcUrls: config.chain.rpc, evmChainId: config.chain.id, timeoutMs: 2_000 },
-    { log: silent },
-  )
-  return await DeployEndpoint.listen(config, join(scratch.dir, `agent-${nextPod++}`), {
-    cluster,
-    funds: new ChannelFunds(config, { channels, log: silent }),
-    blocks: { get: () => Promise.reject(new Error('no blocks here')) },
-    images: { arrivalOf: async (image) => arrivals.get(image) },
-    log: silent,
-  })
+  const dir = join(scratch.dir, `agent-${nextPod++}`)
+  const images = { arrivalOf: async (image: string) => arrivals.get(image) }
+  return await listenForDeploys({ chain, cluster, dir, images }, changes)
 }
 
 /** A pod ID of its own, whose channel holds an hour of a core. */

@@ -9,10 +9,9 @@ import { PodTurns } from '../../../agent/deploy/pod-turns.ts'
 import { PodSchema } from '../../../proto/messages/ipdr/deploy_pb.js'
 import { Crash, MemoryCluster } from '../../support/memory-cluster.ts'
 import { seeded } from '../../support/seeded.ts'
+import { silentLog } from '../../support/silent-log.ts'
 
 const OURS = { 'app.kubernetes.io/managed-by': 'ipdr-agent' }
-
-const silent = { debug() {}, info() {}, warn() {}, error() {} }
 
 function identity(n: number): PodIdentity {
   return {
@@ -56,11 +55,11 @@ function objectsOf(
 function agentOf(cluster: MemoryCluster): Deployments {
   return new Deployments({
     cluster,
-    turns: new PodTurns('ipdr-system', { cluster, log: silent }),
+    turns: new PodTurns('ipdr-system', { cluster, log: silentLog }),
     hosts: new HostClaims('ipdr-system', { cluster }),
     limits: { runtimeClasses: [], hostSuffixes: [], hasRoutes: true },
     objectsOf,
-    log: silent,
+    log: silentLog,
   })
 }
 

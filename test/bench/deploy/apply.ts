@@ -1,14 +1,9 @@
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import {
-  CoreV1Api,
-  type KubernetesObject,
-  KubernetesObjectApi,
-  loadAllYaml,
-} from '@kubernetes/client-node'
+import { CoreV1Api } from '@kubernetes/client-node'
 import type { Hex } from 'viem'
 import { namespaceOf } from '../../../agent/deploy/pod-namespace.ts'
 import { TestChain } from '../../support/chain/test-chain.ts'
+import { deployAccount } from '../../support/deploy-account.ts'
 import { KubeApiServer } from '../../support/kube-apiserver.ts'
 import { KubeControllers } from '../../support/kube-controllers.ts'
 import { inTurn, median, quantile } from '../rounds.ts'
@@ -102,7 +97,7 @@ class Site implements AsyncDisposable {
     const task: EndpointTask = {
       over: 'libp2p',
       dir: join(scratch.dir, 'endpoint'),
-      kubeconfig: await kubeconfigOf(server),
+      kubeconfig: (await deployAccount(server)).kubeconfig,
       deploy: {
         ...LISTEN,
         operator,
@@ -162,21 +157,6 @@ class Site implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#opened.disposeAsync()
   }
-}
-
-/** A kubeconfig with the rights that node-image/kubernetes gives the endpoint, and no more. */
-async function kubeconfigOf(server: KubeApiServer): Promise<string> {
-  const path = '../../../node-image/kubernetes/components/deploy-endpoint/access.yaml'
-  const given = loadAllYaml(readFileSync(join(import.meta.dirname, path), 'utf8'))
-  const { kubeconfig } = await server.account('deploy', [])
-  const api = KubernetesObjectApi.makeApiClient(server.admin)
-  const subjects = [{ kind: 'ServiceAccount', name: 'deploy', namespace: 'ipdr-system' }]
-  for (const object of given as KubernetesObject[]) {
-    if (object.kind?.endsWith('Role') === true) await api.create(object)
-    if (object.kind?.endsWith('RoleBinding') === true)
-      await api.create({ ...object, subjects } as KubernetesObject)
-  }
-  return kubeconfig
 }
 
 /** All deployments of one kind. */

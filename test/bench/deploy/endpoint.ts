@@ -11,6 +11,7 @@ import { ChannelFunds } from '../../../agent/payments/channel-funds.ts'
 import { PaymentChannels } from '../../../agent/payments/payment-channels.ts'
 import { DeployService } from '../../../proto/messages/ipdr/deploy_pb.js'
 import { MemoryCluster } from '../../support/memory-cluster.ts'
+import { silentLog } from '../../support/silent-log.ts'
 import { ClusterRecorder, type RecordedChange } from './cluster-recorder.ts'
 import { answerQuestions, task } from './own-process.ts'
 
@@ -36,8 +37,6 @@ export type EndpointRecord = {
   readonly chainMs: ReadonlyMap<string, number>
 }
 
-const silent = { debug() {}, info() {}, warn() {}, error() {} }
-
 const { over, dir, kubeconfig, deploy } = task() as EndpointTask
 const config = deployConfigSchema.parse(deploy)
 const kube =
@@ -57,9 +56,9 @@ answerQuestions({ addresses } satisfies EndpointReady, async () => {
 async function listen(config: DeployConfig, cluster: Cluster): Promise<string[]> {
   const channels = new PaymentChannels(
     { rpcUrls: config.chain.rpc, evmChainId: config.chain.id, timeoutMs: 10_000 },
-    { log: silent },
+    { log: silentLog },
   )
-  const funds = new ChannelFunds(config, { channels, log: silent })
+  const funds = new ChannelFunds(config, { channels, log: silentLog })
   const endpoint = await DeployEndpoint.listen(config, dir, {
     cluster,
     funds: {
@@ -71,7 +70,7 @@ async function listen(config: DeployConfig, cluster: Cluster): Promise<string[]>
       },
     },
     blocks: { get: () => Promise.reject(new Error('no blocks here')) },
-    log: silent,
+    log: silentLog,
   })
   return endpoint.multiaddrs
 }
